@@ -1,0 +1,69 @@
+"""Checks of settings: each names the setting, the value it got and the rule it broke."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+
+
+def seconds(setting: str, value: float | timedelta, *, zero: bool = False, infinite: bool = False) -> float:
+    """`value` as float seconds, or an error that says which setting is wrong and why."""
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    number = _number(setting, value, "a number of seconds or a timedelta")
+    if number < 0 or (number == 0 and not zero) or math.isnan(number) or (math.isinf(number) and not infinite):
+        least = "0 or more" if zero else "more than 0"
+        raise ValueError(f"{setting} must be {least}{'' if infinite else ' and finite'}, got {value!r} s")
+    return number
+
+
+def positive(setting: str, value: float) -> float:
+    """`value` as a finite float above zero."""
+    number = _number(setting, value, "a number")
+    if not 0 < number < math.inf:
+        raise ValueError(f"{setting} must be more than 0 and finite, got {value!r}")
+    return number
+
+
+def fraction(setting: str, value: float, *, one: bool = True) -> float:
+    """`value` as a share in (0, 1], or in (0, 1) where one makes no sense."""
+    number = _number(setting, value, "a fraction")
+    if not (0 < number < 1 or (one and number == 1)):
+        hint = f"; for {value:g} % write {number / 100:g}" if 1 < number <= 100 else ""
+        raise ValueError(f"{setting} must be in (0, 1{']' if one else ')'}, got {value!r}{hint}")
+    return number
+
+
+def count(setting: str, value: int, *, least: int = 1) -> int:
+    """`value` as a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{setting} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{setting} must be {least} or more, got {value!r}")
+    return value
+
+
+def name(kind: str, value: str) -> str:
+    """`value` as the name of a policy: it labels metrics, errors and logs, so it can't be empty."""
+    if not isinstance(value, str):
+        raise TypeError(f"a {kind}'s name must be a string, got {value!r}; settings are keyword-only")
+    if not value or len(value) > 200 or not value.isprintable():
+        raise ValueError(f"a {kind}'s name must be 1 to 200 printable characters, got {value[:80]!r}")
+    return value
+
+
+def exceptions(
+    setting: str, value: type[BaseException] | tuple[type[BaseException], ...]
+) -> tuple[type[BaseException], ...]:
+    """`value` as a tuple of exception classes."""
+    classes: tuple[object, ...] = value if isinstance(value, tuple) else (value,)
+    for one in classes:
+        if not (isinstance(one, type) and issubclass(one, BaseException)):
+            raise TypeError(f"{setting} must be an exception class or a tuple of them, got {one!r}")
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _number(setting: str, value: float, wanted: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{setting} must be {wanted}, got {value!r}")
+    return float(value)

@@ -1,0 +1,143 @@
+"""From a function and its policies to one guarded function of the same kind."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import inspect
+import itertools
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
+
+from seawall.core import frames
+from seawall.core.gate import Row
+from seawall.core.protocol import Around, Guard
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Policy: TypeAlias = Guard | Around
+
+
+class Kind(enum.Enum):
+    """What a function is, by what calling it gives."""
+
+    ASYNC = "an `async def` function"
+    PLAIN = "a plain function"
+    GENERATOR = "a generator"
+    STREAM = "an async generator"
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """What hangs on a decorated function, as `__seawall__`."""
+
+    fn: Callable[..., Any]  # without any policy
+    policies: tuple[Policy, ...]  # outermost first
+    wrapper: Callable[[], object]  # weak: tells our own wrapper from somebody's copy of its attributes
+
+
+def policies_of(fn: object) -> tuple[Policy, ...]:
+    """The policies around a decorated function, outermost first; none for any other object.
+
+    >>> from seawall import breaker, bulkhead
+    >>> @breaker
+    ... @bulkhead(max_concurrent=8)
+    ... def pay(): ...
+    >>> [type(policy).__name__ for policy in policies_of(pay)]
+    ['CircuitBreaker', 'Bulkhead']
+    """
+    guarded = _guarded(fn)
+    return guarded.policies if guarded else ()
+
+
+def decorate(fn: Callable[P, T], policies: tuple[Policy, ...], name: str | None = None) -> Callable[P, T]:
+    """`fn` behind `policies`, outermost first. Decorating a decorated function makes one longer row."""
+    if isinstance(fn, (staticmethod, classmethod)):
+        return cast(Callable[P, T], type(fn)(decorate(fn.__func__, policies, name)))
+    inner = _guarded(fn)
+    target = inner.fn if inner else fn
+    row = policies + (inner.policies if inner else ())
+    kind = kind_of(target)
+    for policy in policies:
+        _refuse_misfit(policy, kind, target)
+    wrapper = _compose(target, row, kind, name or label(target))
+    # A callable object's own attributes are none of the wrapper's business.
+    updated = functools.WRAPPER_UPDATES if inspect.isroutine(target) else ()
+    functools.update_wrapper(wrapper, target, updated=updated)
+    wrapper.__seawall__ = Guarded(target, row, weakref.ref(wrapper))  # type: ignore[attr-defined]
+    return cast(Callable[P, T], wrapper)
+
+
+def label(fn: Callable[..., Any]) -> str:
+    """The name of a function, for policies that were given none: its module and qualified name."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    if isinstance(fn, (staticmethod, classmethod)):
+        fn = fn.__func__
+    owner = fn if hasattr(fn, "__qualname__") else type(fn)
+    return f"{owner.__module__}.{owner.__qualname__}"
+
+
+def kind_of(fn: Callable[..., Any]) -> Kind:
+    """What calling `fn` gives; TypeError for what can't be guarded."""
+    if isinstance(fn, type) or not callable(fn):
+        raise TypeError(f"policies guard functions, methods and callable objects, not {fn!r}")
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    for candidate in (fn, getattr(type(fn), "__call__", None)):
+        if inspect.isasyncgenfunction(candidate):
+            return Kind.STREAM
+        if inspect.iscoroutinefunction(candidate):
+            return Kind.ASYNC
+        if inspect.isgeneratorfunction(candidate):
+            return Kind.GENERATOR
+    return Kind.PLAIN
+
+
+def _guarded(fn: object) -> Guarded | None:
+    found = getattr(fn, "__seawall__", None)
+    # functools.wraps copies our mark to other people's wrappers, whose work must not be skipped.
+    return found if isinstance(found, Guarded) and found.wrapper() is fn else None
+
+
+def _refuse_misfit(policy: Policy, kind: Kind, fn: Callable[..., Any]) -> None:
+    policy_type = type(policy).__name__
+    if not isinstance(policy, (Guard, Around)):
+        raise TypeError(f"{policy!r} is no policy: it has neither enter and exit nor around and around_sync")
+    if kind in (Kind.PLAIN, Kind.GENERATOR) and getattr(policy, "needs_event_loop", False):
+        raise TypeError(f"{policy_type} needs an event loop to cancel a call; {label(fn)} is {kind.value}")
+    if kind in (Kind.STREAM, Kind.GENERATOR) and not isinstance(policy, Guard):
+        raise TypeError(f"{policy_type} runs whole calls; {label(fn)} is {kind.value}, which can't be run again")
+
+
+def rows(policies: tuple[Policy, ...]) -> list[Row | Around]:
+    """`policies` with neighbouring guards joined in rows."""
+    parts: list[Row | Around] = []
+    for guards, group in itertools.groupby(policies, lambda policy: isinstance(policy, Guard)):
+        if guards:
+            parts.append(Row(tuple(policy for policy in group if isinstance(policy, Guard))))
+        else:
+            parts.extend(policy for policy in group if isinstance(policy, Around))
+    return parts
+
+
+_FRAMES: dict[Kind, Callable[..., Callable[..., Any]]] = {
+    Kind.ASYNC: frames.async_frame,
+    Kind.PLAIN: frames.sync_frame,
+    Kind.GENERATOR: frames.generator_frame,
+    Kind.STREAM: frames.stream_frame,
+}
+
+
+def _compose(fn: Callable[..., Any], policies: tuple[Policy, ...], kind: Kind, name: str) -> Callable[..., Any]:
+    wrapper = fn
+    for part in reversed(rows(policies) or [Row(())]):
+        if isinstance(part, Row):
+            wrapper = _FRAMES[kind](wrapper, part, name)
+        elif kind is Kind.ASYNC:
+            wrapper = frames.around_frame(wrapper, part)
+        else:
+            wrapper = frames.around_sync_frame(wrapper, part)
+    return wrapper

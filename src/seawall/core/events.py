@@ -1,0 +1,83 @@
+"""Rare facts as frozen records, queued under the gate's lock and delivered after it is released.
+
+A policy calls `emit` only when somebody listens; frequent facts are counters instead, which exporters read.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from seawall.core.errors import Rejected
+
+logger = logging.getLogger("seawall")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a policy. `at` is the gate's monotonic clock, in seconds."""
+
+    policy: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallRejected(Event):
+    """A policy refused a call."""
+
+    error: Rejected
+
+
+Listener: TypeAlias = Callable[[Event], object]
+
+pending: deque[tuple[tuple[Listener, ...], Event]] = deque()  # filled under the gate's lock
+_listeners: tuple[Listener, ...] = ()  # of every policy; copied on write
+_delivering = threading.Lock()
+
+
+def listen(listener: Listener) -> Callable[[], None]:
+    """Hear the events of every policy, in order; returns a function that stops it.
+
+    A listener runs after the lock is released and in the thread of some call, so it should be quick; one that
+    raises is logged and the call goes on unharmed.
+
+    >>> stop = listen(lambda event: None)
+    >>> stop()
+    """
+    global _listeners
+    _listeners = (*_listeners, listener)
+
+    def stop() -> None:
+        global _listeners
+        _listeners = tuple(one for one in _listeners if one is not listener)
+
+    return stop
+
+
+def audience(own: tuple[Listener, ...]) -> tuple[Listener, ...]:
+    """Everybody who hears a policy with these listeners of its own."""
+    return own + _listeners if _listeners else own
+
+
+def deliver() -> None:
+    """Hand over what is queued. One thread delivers at a time, so events arrive in the order they happened."""
+    while pending and _delivering.acquire(blocking=False):
+        # A second thread, or a listener that calls a policy, leaves its events to this loop.
+        try:
+            while pending:
+                listeners, event = pending.popleft()
+                for listener in listeners:
+                    _notify(listener, event)
+        finally:
+            _delivering.release()
+
+
+def _notify(listener: Listener, event: Event) -> None:
+    try:
+        listener(event)
+    except Exception:
+        logger.exception("listener %r failed on %r; the call goes on", listener, event)

@@ -1,0 +1,221 @@
+"""The functions a row of guards puts in place of the user's: one frame for the whole row."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from typing import Any
+
+import anyio
+
+from seawall.core import events, gate
+from seawall.core.gate import EndSpan, Row
+from seawall.core.protocol import Around, Deadline, Token, Wait
+
+_acquire, _release = gate.lock.acquire, gate.lock.release
+_pending = events.pending
+
+
+def async_frame(fn: Callable[..., Awaitable[Any]], row: Row, name: str) -> Callable[..., Awaitable[Any]]:
+    """`fn`, a coroutine function, behind `row`. The hot path: `Row.enter` and `leave` stand inlined."""
+    enters, exits, timed = row.enters, row.exits, row.timed
+
+    async def guarded(*args: Any, **kwargs: Any) -> Any:
+        tokens: list[Token] = []
+        waiting: Wait | None = None
+        span = None if gate.tracer is None else gate.tracer(name)
+        try:
+            _acquire()
+            try:
+                moment = gate.clock()
+                for enter in enters:
+                    tokens.append(enter(moment))
+            except Wait as wait:
+                waiting = wait.with_traceback(None)
+            finally:
+                _release()
+        except BaseException as exc:
+            row.refused(tokens, exc)
+            _end(span, exc)
+            raise
+        try:
+            if waiting is not None:
+                await row.enter(tokens, waiting)
+            elif _pending:
+                events.deliver()
+        except BaseException as exc:
+            _end(span, exc)
+            raise
+        try:
+            if timed and not row.arm(tokens):
+                result = await _expiring(row.deadlines(tokens), fn(*args, **kwargs))
+            else:
+                result = await fn(*args, **kwargs)
+        except BaseException as exc:
+            if timed:
+                row.disarm(tokens)
+            reraise(row, tokens, exc, span)
+            raise
+        if timed:
+            row.disarm(tokens)
+        try:
+            _acquire()
+            try:
+                moment = gate.clock()
+                for leave in exits:
+                    leave(tokens.pop(), moment, None)
+            finally:
+                _release()
+        except BaseException as exc:
+            reraise(row, tokens, exc, span)
+            raise
+        if _pending:
+            events.deliver()
+        if span is not None:
+            span(None)
+        return result
+
+    return guarded
+
+
+def reraise(row: Row, tokens: list[Token], exc: BaseException, span: EndSpan | None = None) -> None:
+    """Leave `row` with `exc`; raise what a guard put in its place, return if it stays as it is."""
+    outcome = row.leave(tokens, exc)
+    _end(span, outcome)
+    try:
+        if outcome is not None and outcome is not exc:
+            raise outcome from exc
+    finally:
+        del outcome, exc  # or this frame, its traceback and the error would be a cycle
+
+
+def _end(span: EndSpan | None, exc: BaseException | None) -> None:
+    if span is not None:
+        span(exc)
+
+
+async def _expiring(deadlines: list[Deadline], call: Awaitable[Any]) -> Any:
+    """`call` under the earliest of `deadlines`, where asyncio does not run: on trio, through anyio."""
+    first = min(deadlines, key=lambda deadline: deadline.after)
+    with anyio.move_on_after(first.after):
+        return await call
+    first.expired = True
+    raise asyncio.CancelledError  # what a deadline looks like to the guards, on every event loop
+
+
+def sync_frame(fn: Callable[..., Any], row: Row, name: str) -> Callable[..., Any]:
+    """`fn`, a plain function, behind `row`."""
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        span = None if gate.tracer is None else gate.tracer(name)
+        try:
+            tokens = row.enter_sync()
+        except BaseException as exc:
+            _end(span, exc)
+            raise
+        try:
+            result = fn(*args, **kwargs)
+            if hasattr(result, "__await__"):
+                raise _not_plain(name, result)
+        except BaseException as exc:
+            reraise(row, tokens, exc, span)
+            raise
+        row.leave_well(tokens)
+        _end(span, None)
+        return result
+
+    return guarded
+
+
+def _not_plain(name: str, result: Any) -> TypeError:
+    """A plain function that returns a coroutine: its guards would be gone before the work begins."""
+    if hasattr(result, "close"):
+        result.close()
+    return TypeError(
+        f"{name} is a plain function but returned {type(result).__name__}, which nothing guards; "
+        "decorate the `async def` itself, or make this function `async`"
+    )
+
+
+def generator_frame(fn: Callable[..., Generator[Any, Any, Any]], row: Row, name: str) -> Callable[..., Any]:
+    """`fn`, a generator function, behind `row` from its first item to its end."""
+
+    def guarded(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        tokens = row.enter_sync()
+        span = None if gate.tracer is None else gate.tracer(name)
+        try:
+            result = yield from fn(*args, **kwargs)
+        except BaseException as exc:
+            reraise(row, tokens, exc, span)
+            raise
+        row.leave_well(tokens)
+        _end(span, None)
+        return result
+
+    return guarded
+
+
+def stream_frame(fn: Callable[..., AsyncGenerator[Any, Any]], row: Row, name: str) -> Callable[..., Any]:
+    """`fn`, an async generator function, behind `row` from its first item to its end.
+
+    Deadlines hold per item: they run while the generator works, not while the consumer does, and each item may
+    be asked for by another task.
+    """
+
+    async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        tokens: list[Token] = []
+        await row.enter(tokens)
+        span = None if gate.tracer is None else gate.tracer(name)
+        stream = fn(*args, **kwargs)
+        try:
+            item = await _step(row, tokens, stream.__anext__())
+            while True:
+                try:
+                    sent = yield item
+                except GeneratorExit:
+                    await stream.aclose()
+                    raise
+                except BaseException as thrown:
+                    step = stream.athrow(thrown)
+                else:
+                    step = stream.asend(sent)
+                item = await _step(row, tokens, step)
+        except StopAsyncIteration:
+            row.leave_well(tokens)
+            _end(span, None)
+        except BaseException as exc:
+            if row.timed:
+                row.disarm(tokens)
+            reraise(row, tokens, exc, span)
+            raise
+
+    return guarded
+
+
+async def _step(row: Row, tokens: list[Token], step: Awaitable[Any]) -> Any:
+    """One step of a stream under fresh deadlines."""
+    if not row.timed:
+        return await step
+    if not row.arm(tokens):
+        return await _expiring(row.deadlines(tokens), step)
+    item = await step
+    row.disarm(tokens)
+    return item
+
+
+def around_frame(fn: Callable[..., Awaitable[Any]], around: Around) -> Callable[..., Awaitable[Any]]:
+    """`fn`, a coroutine function, owned by `around`."""
+
+    async def guarded(*args: Any, **kwargs: Any) -> Any:
+        return await around.around(lambda: fn(*args, **kwargs))
+
+    return guarded
+
+
+def around_sync_frame(fn: Callable[..., Any], around: Around) -> Callable[..., Any]:
+    """`fn`, a plain function, owned by `around`."""
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        return around.around_sync(lambda: fn(*args, **kwargs))
+
+    return guarded

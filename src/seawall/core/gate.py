@@ -1,0 +1,212 @@
+"""The one impure edge: runs a row of guards around a call.
+
+It reads the clock twice a call, holds one process-wide lock while guards decide, waits without it, and
+delivers events after it. Whatever entered exits exactly once, in reverse, however the call ends.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from seawall.core import events
+from seawall.core.protocol import Deadline, Guard, Timed, Token, Wait
+from seawall.core.sleeping import ThreadSleeper, async_sleeper, on_asyncio, on_trio
+from seawall.core.timers import arm, disarm
+
+Clock = Callable[[], float]
+EndSpan = Callable[[BaseException | None], None]
+Tracer = Callable[[str], EndSpan]  # begins the span of a call by its name, returns what ends it
+
+# Re-entrant, because a finaliser or signal handler of the user's may run at any allocation, also while this
+# thread holds it, and may itself leave a guarded stream. Held for microseconds, never while waiting.
+lock = threading.RLock()
+_acquire, _release = lock.acquire, lock.release
+tracer: Tracer | None = None  # set by telemetry; None costs a call one comparison
+clock: Clock = time.monotonic  # read through the module, so that use_clock reaches every call
+_pending = events.pending
+
+
+@contextmanager
+def use_clock(replacement: Clock) -> Iterator[None]:
+    """Tell every guard this clock's time (seconds, never going back) until the block ends. For tests."""
+    global clock
+    before, clock = clock, replacement
+    try:
+        yield
+    finally:
+        clock = before
+
+
+def now() -> float:
+    """The time guards are told: monotonic seconds."""
+    return clock()
+
+
+class Row:
+    """Neighbouring guards, outermost first, run in one frame. Holds nothing of any call: that is the token list."""
+
+    __slots__ = ("enters", "exits", "guards", "one_timed", "timed")
+
+    def __init__(self, guards: tuple[Guard, ...]) -> None:
+        self.guards = guards
+        self.timed = tuple(index for index, guard in enumerate(guards) if isinstance(guard, Timed))
+        self.one_timed = self.timed[0] if len(self.timed) == 1 else None  # nearly always
+        self.enters = tuple(guard.enter for guard in guards)
+        self.exits = tuple(guard.exit for guard in reversed(guards))
+
+    def _ask(self, tokens: list[Token]) -> Wait | None:
+        """Enter the guards that `tokens` lacks. Stops at one that says "not yet" and returns its wait."""
+        try:
+            with lock:
+                moment = clock()
+                for enter in self.enters[len(tokens) :]:
+                    tokens.append(enter(moment))
+        except Wait as wait:
+            return wait.with_traceback(None)
+        except BaseException as exc:
+            self.refused(tokens, exc)
+            raise
+        return None
+
+    def refused(self, tokens: list[Token], exc: BaseException) -> None:
+        """A guard said no: undo the entries before it and tell who listens."""
+        with lock:
+            self.unwind(tokens, exc)
+        if _pending:
+            events.deliver()
+
+    async def enter(self, tokens: list[Token], wait: Wait | None = None) -> None:
+        """Let one call in, from `wait` on if it already asked; waits where a guard says so."""
+        wait = wait or self._ask(tokens)
+        while wait is not None:
+            await self._sleep(tokens, wait)
+            wait = self._ask(tokens)
+        if _pending:
+            events.deliver()
+
+    async def _sleep(self, tokens: list[Token], wait: Wait) -> None:
+        try:
+            while True:
+                with lock:
+                    sleeper = async_sleeper()
+                    wait.alarm = sleeper.ring
+                    if self._resume(tokens, wait):
+                        return
+                    seconds = wait.until - clock()
+                if _pending:
+                    events.deliver()
+                await sleeper.sleep(seconds)
+        except BaseException as exc:
+            self._give_up(tokens, wait, exc)
+            raise
+
+    def enter_sync(self) -> list[Token]:
+        """`enter` for plain functions. Never blocks a thread that runs an event loop: there it refuses."""
+        tokens: list[Token] = []
+        wait = self._ask(tokens)
+        while wait is not None:
+            self._sleep_sync(tokens, wait)
+            wait = self._ask(tokens)
+        if _pending:
+            events.deliver()
+        return tokens
+
+    def enter_now(self) -> list[Token]:
+        """`enter` for callers that can't wait."""
+        tokens: list[Token] = []
+        wait = self._ask(tokens)
+        if wait is not None:
+            self._refuse(tokens, wait)
+        if _pending:
+            events.deliver()
+        return tokens
+
+    def _sleep_sync(self, tokens: list[Token], wait: Wait) -> None:
+        if on_asyncio() or on_trio():
+            self._refuse(tokens, wait)
+        try:
+            while True:
+                with lock:
+                    sleeper = ThreadSleeper()
+                    wait.alarm = sleeper.ring
+                    if self._resume(tokens, wait):
+                        return
+                    seconds = wait.until - clock()
+                if _pending:
+                    events.deliver()
+                sleeper.sleep_sync(seconds)
+        except BaseException as exc:
+            self._give_up(tokens, wait, exc)
+            raise
+
+    def _refuse(self, tokens: list[Token], wait: Wait) -> None:
+        error = wait.refuse()
+        self._give_up(tokens, wait, error)
+        raise error
+
+    @staticmethod
+    def _resume(tokens: list[Token], wait: Wait) -> bool:
+        try:
+            tokens.append(wait.resume(clock()))
+        except Wait as again:
+            again.with_traceback(None)
+            return False
+        return True
+
+    def _give_up(self, tokens: list[Token], wait: Wait, exc: BaseException) -> None:
+        """The call left while it waited."""
+        with lock:
+            wait.alarm = None
+            wait.abandon(clock())
+            self.unwind(tokens, exc)
+        if _pending:
+            events.deliver()
+
+    def unwind(self, tokens: list[Token], exc: BaseException) -> None:
+        """Exit what `tokens` entered. With the lock held."""
+        moment = clock()
+        for guard in reversed(self.guards[: len(tokens)]):
+            guard.exit(tokens.pop(), moment, exc)
+
+    def deadlines(self, tokens: list[Token]) -> list[Deadline]:
+        """The deadlines among the tokens of a call, outermost first."""
+        return [token for index in self.timed if isinstance(token := tokens[index], Deadline)]
+
+    def arm(self, tokens: list[Token]) -> bool:
+        """Start the deadlines of this call in the current task; False where asyncio does not run."""
+        if self.one_timed is not None:
+            return arm(tokens[self.one_timed])  # type: ignore[arg-type]
+        return all([arm(deadline) for deadline in self.deadlines(tokens)])
+
+    def disarm(self, tokens: list[Token]) -> None:
+        """Stop the deadlines of this call."""
+        for index in self.timed:
+            disarm(tokens[index])  # type: ignore[arg-type]
+
+    def leave_well(self, tokens: list[Token]) -> None:
+        """The call returned. Raises what a guard says instead."""
+        outcome = self.leave(tokens, None)
+        if outcome is not None:
+            try:
+                raise outcome
+            finally:
+                del outcome
+
+    def leave(self, tokens: list[Token], exc: BaseException | None) -> BaseException | None:
+        """The call ended with `exc`. Exits what `tokens` entered, innermost first; returns what to raise, or None."""
+        _acquire()
+        try:
+            moment = clock()
+            for leave in self.exits[len(self.exits) - len(tokens) :]:
+                try:
+                    leave(tokens.pop(), moment, exc)
+                except BaseException as replacement:
+                    exc = replacement.with_traceback(None)
+        finally:
+            _release()
+        if _pending:
+            events.deliver()
+        return exc

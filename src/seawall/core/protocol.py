@@ -1,0 +1,114 @@
+"""What a policy is: a guard or an around. Everything else in seawall is built from these two shapes."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+
+if TYPE_CHECKING:
+    import asyncio
+
+T = TypeVar("T")
+Token = object
+
+
+class Outcome(enum.Enum):
+    """How a call ended, for those who count: a cancelled, refused or abandoned call is `NEITHER`."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    NEITHER = "neither"
+
+
+@runtime_checkable
+class Guard(Protocol):
+    """Decides whether a call may start, and hears how it ended.
+
+    A guard is pure and synchronous and is *told* the time (seconds of one monotonic clock), so it can be
+    tested with plain numbers. Both methods run with the gate's lock held: they must not block, wait, or
+    run code of the user's. All the state of one call is its token.
+
+    >>> class Draining:
+    ...     open = False
+    ...     def enter(self, now):
+    ...         if self.open:
+    ...             raise Rejected("drain", retry_after=5.0)
+    ...     def exit(self, token, now, exc): ...
+    >>> isinstance(Draining(), Guard)
+    True
+    """
+
+    def enter(self, now: float) -> Token:
+        """Let the call in and return what `exit` needs to know; raise `Rejected`, or `Wait` for "not yet"."""
+
+    def exit(self, token: Token, now: float, exc: BaseException | None) -> None:
+        """The call ended with `exc`, or well with None. May raise to replace the outcome."""
+
+
+@runtime_checkable
+class Around(Protocol):
+    """Owns the call: may run it never, once or many times (retry, hedge, fallback, cache)."""
+
+    async def around(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Run `call` as often as the policy wants and return the result to use."""
+
+    def around_sync(self, call: Callable[[], T]) -> T:
+        """The same for plain functions."""
+
+
+class Wait(Exception):
+    """Raised by `Guard.enter` to say "not yet": the gate sleeps, then asks again with `resume`.
+
+    It sleeps until the clock shows `until`, or until the guard calls `wake`, whichever comes first; it never
+    holds the lock while it sleeps. Subclass it with what the waiting call needs. All three methods run with
+    the gate's lock held, like those of a guard.
+    """
+
+    def __init__(self, until: float = math.inf) -> None:
+        super().__init__(until)
+        self.until = until
+        self.alarm: Callable[[], bool] | None = None  # set by the gate before it lets go of the lock
+
+    def wake(self) -> bool:
+        """Wake the sleeper; False if it can't be (its event loop is gone), so that somebody else is chosen."""
+        return self.alarm is None or self.alarm()
+
+    def resume(self, now: float) -> Token:
+        """Awake: return the token, raise `Rejected`, or raise this same wait again to go on sleeping."""
+        raise NotImplementedError
+
+    def abandon(self, now: float) -> None:
+        """The call will not come (cancelled while it waited): give back whatever it was promised."""
+        raise NotImplementedError
+
+    def refuse(self) -> Exception:
+        """The error for a caller that can't sleep."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A guard whose token is a `Deadline`: the gate cancels the call when the time has come."""
+
+    after: float
+
+
+class Deadline:
+    """The token of a call that must be over in `after` seconds; `expired` says the gate cancelled it for that."""
+
+    __slots__ = ("after", "cancelling", "expired", "queue", "task")
+
+    def __init__(self, after: float) -> None:
+        self.after = after
+        self.expired = False
+        self.task: asyncio.Task[object] | None = None  # set while armed
+        self.cancelling = 0  # cancellations the task had before, which are not ours to take back
+        self.queue: dict[Any, float] | None = None
+
+    def expire(self) -> None:
+        """Time is up: cancel the call."""
+        if self.task is not None:
+            self.expired = True
+            self.task.cancel()

@@ -1,0 +1,31 @@
+"""The live policies of this process, held weakly: dropping a policy is enough to make it disappear."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Iterator
+
+_entries: dict[int, weakref.ref[object]] = {}
+_numbers = itertools.count()
+
+
+def register(policy: object) -> None:
+    """Make `policy` findable for as long as somebody else holds it."""
+    number = next(_numbers)
+    # Runs whenever the policy dies, in any thread: a single dict operation, so it needs no lock.
+    _entries[number] = weakref.ref(policy, lambda _: _entries.pop(number, None))
+
+
+def live() -> Iterator[object]:
+    """Every live policy, oldest first.
+
+    >>> from seawall import Bulkhead
+    >>> payments = Bulkhead("payments", max_concurrent=8)
+    >>> payments in set(live())
+    True
+    """
+    for reference in list(_entries.values()):
+        policy = reference()
+        if policy is not None:
+            yield policy

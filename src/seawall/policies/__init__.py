@@ -1,0 +1,1 @@
+"""The policies, one file each. No policy imports another."""
