@@ -1,0 +1,242 @@
+"""The engine: prompts in, text out, behind policies."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from seawall.core.decorate import Policy
+from seawall.core.pipeline import Pipeline
+from seawall.engine.worker import Worker
+from seawall.inference.errors import ModelError, PromptError
+from seawall.policies.bulkhead import Bulkhead
+from seawall.policies.circuit_breaker import CircuitBreaker
+from seawall.policies.timeout import Timeout
+
+if TYPE_CHECKING:
+    from seawall.inference.generate.decoder import Decoder
+
+Prompt = str | Sequence[Mapping[str, str]]
+
+
+class EngineClosedError(ModelError):
+    """The engine was closed, or has not been opened: use it inside `async with`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one step added to the answer. `text` may be empty while a character is still incomplete."""
+
+    text: str
+    token: int | None
+    finish_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer. Times are seconds; `tokens_per_second` counts the tokens after the first."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str
+    time_to_first_token: float
+    tokens_per_second: float
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Engine:
+    """A language model embedded in this process, behind policies.
+
+    Steps run in one worker thread and those of concurrent calls take turns, so the event loop stays free and a
+    short answer need not wait for a long one. A consumer that is cancelled, or stops reading, stops the decoding
+    within one step and gives its cache back. A consumer that reads slowly slows its own decoding only.
+
+    Without `policies` of your own the engine is guarded by a circuit breaker, a bulkhead (4 calls at once, 32
+    queued for up to 30 s) and a timeout of 30 s for each piece.
+
+    >>> async def main():
+    ...     async with Engine.load("smollm2-135m") as engine:
+    ...         async for piece in engine.stream("Why is the sea salty?"):
+    ...             print(piece.text, end="")
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Decoder],
+        *,
+        name: str = "engine",
+        policies: Iterable[Policy] | None = None,
+    ) -> None:
+        self.name = name
+        self.policies = tuple(_default_policies(name) if policies is None else policies)
+        self._load = load
+        self._decoder: Decoder | None = None
+        self._worker: Worker | None = None
+        self._guarded = Pipeline(*self.policies, name=f"{name}.generate")(self._steps)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        precision: str = "int8",
+        context: int = 2048,
+        threads: int | None = None,
+        policies: Iterable[Policy] | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> Engine:
+        """An engine for `model`, which loads when it is opened: `async with Engine.load(...)`, or `await` it.
+
+        Args:
+            model: a name that `seawall models list` shows, or the path of a GGUF file.
+            precision: of the weights; "int8", "int8-block32", "int4" or "fp32".
+            context: tokens of prompt and answer together, at most.
+            threads: of a step; as many as affinity and the cgroup's quota allow unless told.
+            policies: outermost first, instead of the usual ones; an empty tuple for none.
+            cache_dir: where converted models are kept; `$SEAWALL_CACHE` or the user's cache folder unless told.
+            progress: called with a stage and a fraction while a model is converted for the first time.
+
+        Raises:
+            ModelError: when it is opened: UnknownModelError, UnknownPrecisionError, ModelNotInstalledError,
+                CorruptModelError, ModelCacheError ...
+            MissingExtraError: if the `cpu` extra is not installed.
+        """
+
+        def load() -> Decoder:
+            from seawall.inference.generate.decoder import Decoder
+
+            return Decoder.load(
+                model,
+                precision=precision,
+                threads=threads,
+                context=context,
+                cache_dir=cache_dir,
+                progress=progress,
+            )
+
+        return cls(load, name=os.path.basename(os.fspath(model)), policies=policies)
+
+    async def open(self) -> Engine:
+        """Load the model, in the worker thread."""
+        if self._worker is None:
+            worker = Worker(f"seawall-{self.name}")
+            try:
+                self._decoder = await worker.run(self._load)
+            except BaseException:
+                worker.close()
+                raise
+            self._worker = worker
+        return self
+
+    def close(self) -> None:
+        """Free the model. Calls in flight end with `EngineClosedError` at their next step."""
+        worker, self._worker = self._worker, None
+        decoder, self._decoder = self._decoder, None
+        if worker is not None:
+            worker.close()
+        if decoder is not None:
+            decoder.close()
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> AsyncGenerator[Piece, None]:
+        """The answer to `prompt` (a text, or chat messages with `role` and `content`), piece by piece.
+
+        Temperature 0 is greedy: the same prompt gives the same answer. The policies hold for the whole stream.
+
+        Raises:
+            PromptError: empty, too long or malformed prompt; a `ValueError`.
+            Rejected: a policy refused the call.
+            CallTimeoutError: a piece took too long.
+            EngineClosedError: the engine is not open.
+        """
+        return self._guarded(prompt, max_tokens, _sampling(temperature, top_k, top_p, min_p, seed), tuple(stop))
+
+    async def generate(self, prompt: Prompt, **settings: Any) -> Completion:
+        """The whole answer; settings and errors are those of `stream`."""
+        begun = first = time.monotonic()
+        text: list[str] = []
+        tokens: list[int] = []
+        reason = "stop"
+        async with aclosing(self.stream(prompt, **settings)) as pieces:
+            async for piece in pieces:
+                if piece.token is not None:
+                    tokens.append(piece.token)
+                    first = time.monotonic() if len(tokens) == 1 else first
+                text.append(piece.text)
+                reason = piece.finish_reason or reason
+        seconds = time.monotonic() - first
+        rate = (len(tokens) - 1) / seconds if len(tokens) > 1 and seconds > 0 else 0.0
+        return Completion("".join(text), tuple(tokens), reason, first - begun, rate)
+
+    async def _steps(
+        self, prompt: Prompt, max_tokens: int, sampling: Any, stop: tuple[str, ...]
+    ) -> AsyncGenerator[Piece, None]:
+        worker, decoder = self._opened()
+
+        def start() -> Any:
+            return decoder.start(decoder.encode_chat(prompt), max_tokens=max_tokens, sampling=sampling, stop=stop)
+
+        sequence = await worker.run(start)
+        try:
+            finished = False
+            while not finished:
+                self._opened()
+                step = await worker.run(sequence.step, sequence.cancel)
+                finished = step.finish_reason is not None
+                if step.token is not None or finished:
+                    yield Piece(step.text, step.token, step.finish_reason)
+        finally:
+            sequence.close()
+
+    def _opened(self) -> tuple[Worker, Decoder]:
+        if self._worker is None or self._decoder is None:
+            raise EngineClosedError(f"engine {self.name!r} is not open: use it inside `async with`")
+        return self._worker, self._decoder
+
+    def __await__(self) -> Generator[Any, None, Engine]:
+        return self.open().__await__()
+
+    async def __aenter__(self) -> Engine:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.name!r} {'open' if self._worker else 'closed'}>"
+
+
+def _default_policies(name: str) -> tuple[Policy, ...]:
+    return (
+        CircuitBreaker(name, ignore=PromptError),
+        Bulkhead(name, max_concurrent=4, max_queued=32, max_wait=30.0),
+        Timeout(name, 30.0),
+    )
+
+
+def _sampling(temperature: float, top_k: int, top_p: float, min_p: float, seed: int | None) -> Any:
+    from seawall.inference.generate.sampling import Greedy, Sampling
+
+    if temperature == 0:
+        return Greedy()
+    return Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)

@@ -1,0 +1,111 @@
+"""The thread that runs a model's steps, so that the event loop never does."""
+
+from __future__ import annotations
+
+import contextvars
+import queue
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import anyio
+
+from seawall.core.sleeping import async_sleeper
+
+T = TypeVar("T")
+
+
+class _Job(Generic[T]):
+    """One step, asked for by one task."""
+
+    def __init__(self, work: Callable[[], T], ring: Callable[[], bool]) -> None:
+        self._work = work
+        self._context = contextvars.copy_context()  # spans and deadlines of the caller reach the thread
+        self.ring = ring
+        self.done = False
+        self._result: list[T] = []
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._result.append(self._context.run(self._work))
+        except BaseException as error:  # noqa: BLE001 - raised again where the step was asked for
+            self._error = error
+        self.done = True  # before the ring: a caller that changes its ring looks here afterwards
+        self.ring()
+
+    def result(self) -> T:
+        if self._error is not None:
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error
+        return self._result[0]
+
+
+class Worker:
+    """Runs jobs one after another in one thread, in the order they were asked for, from any number of loops.
+
+    The thread starts with the first job and ends with `close`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: queue.SimpleQueue[_Job[object] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._closed = False
+
+    async def run(self, work: Callable[[], T], cancel: Callable[[], object] | None = None) -> T:
+        """The result of `work`. When the caller is cancelled, `cancel` is called (it should cut `work` short) and
+        the cancellation is raised only once `work` has ended, so nothing runs behind the caller's back.
+        """
+        sleeper = async_sleeper()
+        job = _Job(work, sleeper.ring)
+        self._submit(job)
+        try:
+            await sleeper.sleep(float("inf"))
+        except BaseException:
+            if cancel is not None:
+                cancel()
+            await _settled(job)
+            raise
+        return job.result()
+
+    def _submit(self, job: _Job[T]) -> None:
+        with self._starting:
+            if self._closed:
+                raise RuntimeError(f"worker {self._name!r} is closed")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                self._thread.start()
+            self._jobs.put(job)  # type: ignore[arg-type]
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job.run()
+            del job  # a waiting thread must not keep the last caller's objects
+
+    def close(self) -> None:
+        """Run what is queued, then end the thread; blocks until it has."""
+        with self._starting:
+            self._closed = True
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread.join()
+            self._thread = None
+
+
+async def _settled(job: _Job[T]) -> None:
+    """Return once `job` has ended, whoever cancels us meanwhile."""
+    with anyio.CancelScope(shield=True):
+        while not job.done:
+            sleeper = async_sleeper()
+            job.ring = sleeper.ring
+            if job.done:
+                return
+            try:
+                await sleeper.sleep(float("inf"))
+            except BaseException:  # noqa: BLE001, S112 - cancelled again; the first cancellation is on its way
+                continue

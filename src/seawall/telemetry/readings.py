@@ -1,0 +1,66 @@
+"""What the exporters read: each live policy's counters and gauges, under the names of both worlds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from seawall.core.policy import GuardPolicy
+from seawall.core.registry import live
+
+DESCRIPTIONS = {
+    "seawall.slo.events": "Calls by how they count for the objective.",
+    "seawall.slo.error_budget": "Share of the error budget that is left.",
+    "seawall.slo.burn_rate": "How fast the error budget goes; 1 uses it up at the window's end.",
+    "seawall.breaker.calls": "Calls by outcome.",
+    "seawall.breaker.state": "1 for the state the breaker is in.",
+    "seawall.breaker.failure_rate": "Share of failures in the window; NaN below the minimum of calls.",
+    "seawall.bulkhead.calls": "Calls by what became of them.",
+    "seawall.bulkhead.active": "Calls that hold a place.",
+    "seawall.bulkhead.waiting": "Calls that wait for a place.",
+    "seawall.bulkhead.limit": "Places.",
+    "seawall.limiter.calls": "Calls by what became of them.",
+    "seawall.limiter.available": "Calls that could start now.",
+    "seawall.limiter.waiting": "Calls that wait for their turn.",
+    "seawall.timeout.calls": "Calls by what became of them.",
+}
+
+
+class Reading(NamedTuple):
+    """One number of one policy. `attributes` are names declared in code, so their values are bounded."""
+
+    metric: str
+    attributes: tuple[tuple[str, str], ...]
+    value: float
+
+
+def counters() -> Iterator[Reading]:
+    """What only grows."""
+    for policy in _policies():
+        family = "events" if policy.kind == "slo" else "calls"
+        for outcome, value in policy.counters().items():
+            attributes = (("policy.name", policy.name), ("outcome", outcome))
+            yield Reading(f"seawall.{policy.kind}.{family}", attributes, value)
+
+
+def gauges() -> Iterator[Reading]:
+    """What goes up and down."""
+    for policy in _policies():
+        for gauge, value in policy.gauges().items():
+            metric, _, detail = gauge.partition(".")
+            key = "state" if metric == "state" else "window"
+            extra = ((key, detail),) if detail else ()
+            yield Reading(f"seawall.{policy.kind}.{metric}", (("policy.name", policy.name), *extra), value)
+
+
+def _policies() -> Iterator[GuardPolicy]:
+    return (policy for policy in live() if isinstance(policy, GuardPolicy))
+
+
+def summed(readings: Iterator[Reading]) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+    """Readings by metric and attributes; policies of one kind that share a name are added up."""
+    table: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+    for metric, attributes, value in readings:
+        rows = table.setdefault(metric, {})
+        rows[attributes] = rows.get(attributes, 0.0) + value
+    return table
