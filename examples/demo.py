@@ -71,7 +71,7 @@ class Guards:
     """The five policies, outermost first. The numbers are small so that one demo shows them all at work."""
 
     def __init__(self) -> None:
-        self.slo = SLO("answers", target=0.9, latency=20.0, window=3600.0, ignore=PromptError)
+        self.slo = SLO("answers", target=0.5, latency=20.0, window=6.0, ignore=PromptError)
         self.limiter = RateLimiter("answers", rate=20, burst=12)
         self.bulkhead = Bulkhead("answers", max_concurrent=2, max_queued=4, max_wait=10.0)
         self.breaker = CircuitBreaker("model", consecutive_failures=3, reset_timeout=1.5, ignore=PromptError)
@@ -90,7 +90,7 @@ class Guards:
         )
         timed_out = self.timeout.counters()["timed_out"]
         budget = f"error budget {slo.error_budget:+.0%}"
-        table.add_row("SLO 90 %", budget, f"{slo.good} good, {slo.bad} bad")
+        table.add_row("SLO 50 % in 6 s", budget, f"{slo.good} good, {slo.bad} bad")
         table.add_row("rate limiter", f"{limiter.available} free", f"{limiter.rejections} refused")
         places = f"{bulkhead.active} of {bulkhead.limit} busy, {bulkhead.waiting} waiting"
         table.add_row("bulkhead", places, f"{bulkhead.rejections} refused")
@@ -196,8 +196,18 @@ async def burst(engine: Engine, guards: Guards, view: View) -> None:
     view.say("a moment later: " + tally(await asyncio.gather(ask(engine), ask(engine))))
 
 
+async def recovery(engine: Engine, guards: Guards, view: View) -> None:
+    view.title("5. Recovery: good calls until the error budget is back")
+    began, calls = time.monotonic(), 0
+    while guards.slo.error_budget <= 0 and time.monotonic() - began < 30:
+        calls += await ask(engine) == "answered"
+    spent = time.monotonic() - began
+    view.say(f"{calls} answers in {spent:.1f} s; error budget {guards.slo.error_budget:+.0%}")
+    view.policies()
+
+
 def report(registry: CollectorRegistry, spans: InMemorySpanExporter, view: View) -> None:
-    view.title("5. What the operator saw")
+    view.title("6. What the operator saw")
     for line in generate_latest(registry).decode().splitlines():
         if not line.startswith("#"):
             view.say(line)
@@ -230,6 +240,7 @@ async def main() -> None:
             await failing(engine, injected[0], guards, view)
             await crawling(engine, injected[0], guards, view)
             await burst(engine, guards, view)
+            await recovery(engine, guards, view)
     report(registry, spans, view)
     uninstall()
 

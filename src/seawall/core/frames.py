@@ -141,8 +141,12 @@ def generator_frame(fn: Callable[..., Generator[Any, Any, Any]], row: Row, name:
     """`fn`, a generator function, behind `row` from its first item to its end."""
 
     def guarded(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        tokens = row.enter_sync()
         span = None if gate.tracer is None else gate.tracer(name)
+        try:
+            tokens = row.enter_sync()
+        except BaseException as exc:
+            _end(span, exc)
+            raise
         try:
             result = yield from fn(*args, **kwargs)
         except BaseException as exc:
@@ -164,9 +168,17 @@ def stream_frame(fn: Callable[..., AsyncGenerator[Any, Any]], row: Row, name: st
 
     async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         tokens: list[Token] = []
-        await row.enter(tokens)
         span = None if gate.tracer is None else gate.tracer(name)
-        stream = fn(*args, **kwargs)
+        try:
+            await row.enter(tokens)
+        except BaseException as exc:
+            _end(span, exc)
+            raise
+        try:
+            stream = fn(*args, **kwargs)
+        except BaseException as exc:
+            reraise(row, tokens, exc, span)
+            raise
         try:
             item = await _step(row, tokens, stream.__anext__())
             while True:
@@ -184,8 +196,6 @@ def stream_frame(fn: Callable[..., AsyncGenerator[Any, Any]], row: Row, name: st
             row.leave_well(tokens)
             _end(span, None)
         except BaseException as exc:
-            if row.timed:
-                row.disarm(tokens)
             reraise(row, tokens, exc, span)
             raise
 
@@ -198,9 +208,10 @@ async def _step(row: Row, tokens: list[Token], step: Awaitable[Any]) -> Any:
         return await step
     if not row.arm(tokens):
         return await _expiring(row.deadlines(tokens), step)
-    item = await step
-    row.disarm(tokens)
-    return item
+    try:
+        return await step
+    finally:
+        row.disarm(tokens)
 
 
 def around_frame(fn: Callable[..., Awaitable[Any]], around: Around) -> Callable[..., Awaitable[Any]]:

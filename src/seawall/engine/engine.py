@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from collections.abc import Sequence as Seq
 from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import anyio
+import anyio.to_thread
+
 from seawall.core.decorate import Policy
 from seawall.core.pipeline import Pipeline
 from seawall.engine.worker import Worker
-from seawall.inference.errors import ModelError, PromptError
+from seawall.inference.errors import InvalidSettingError, ModelError, PromptError
 from seawall.policies.bulkhead import Bulkhead
 from seawall.policies.circuit_breaker import CircuitBreaker
 from seawall.policies.timeout import Timeout
 
 if TYPE_CHECKING:
     from seawall.inference.generate.decoder import Decoder
+    from seawall.inference.generate.sampling import Greedy, Sampling
 
-Prompt = str | Sequence[Mapping[str, str]]
+Prompt = str | Seq[Mapping[str, str]]
 
 
 class EngineClosedError(ModelError):
@@ -155,7 +160,7 @@ class Engine:
         top_p: float = 1.0,
         min_p: float = 0.0,
         seed: int | None = None,
-        stop: Sequence[str] = (),
+        stop: Seq[str] = (),
     ) -> AsyncGenerator[Piece, None]:
         """The answer to `prompt` (a text, or chat messages with `role` and `content`), piece by piece.
 
@@ -187,22 +192,20 @@ class Engine:
         return Completion("".join(text), tuple(tokens), reason, first - begun, rate)
 
     async def _steps(
-        self, prompt: Prompt, max_tokens: int, sampling: Any, stop: tuple[str, ...]
+        self, prompt: Prompt, max_tokens: int, sampling: Greedy | Sampling, stop: tuple[str, ...]
     ) -> AsyncGenerator[Piece, None]:
         worker, decoder = self._opened()
 
-        def start() -> Any:
-            return decoder.start(decoder.encode_chat(prompt), max_tokens=max_tokens, sampling=sampling, stop=stop)
-
-        sequence = await worker.run(start)
+        tokens = await worker.run(lambda: decoder.encode_chat(prompt))
+        sequence = decoder.start(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop)
         try:
             finished = False
             while not finished:
                 self._opened()
                 step = await worker.run(sequence.step, sequence.cancel)
-                finished = step.finish_reason is not None
-                if step.token is not None or finished:
-                    yield Piece(step.text, step.token, step.finish_reason)
+                finished = step is None or step.finish is not None
+                if step is not None and step.token is not None:
+                    yield Piece(step.text, step.token, step.finish)
         finally:
             sequence.close()
 
@@ -220,7 +223,7 @@ class Engine:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        await anyio.to_thread.run_sync(self.close)  # the step in flight ends first, and must not hold up the loop
 
     def __repr__(self) -> str:
         return f"<Engine {self.name!r} {'open' if self._worker else 'closed'}>"
@@ -228,13 +231,13 @@ class Engine:
 
 def _default_policies(name: str) -> tuple[Policy, ...]:
     return (
-        CircuitBreaker(name, ignore=PromptError),
+        CircuitBreaker(name, ignore=(PromptError, InvalidSettingError)),
         Bulkhead(name, max_concurrent=4, max_queued=32, max_wait=30.0),
         Timeout(name, 30.0),
     )
 
 
-def _sampling(temperature: float, top_k: int, top_p: float, min_p: float, seed: int | None) -> Any:
+def _sampling(temperature: float, top_k: int, top_p: float, min_p: float, seed: int | None) -> Greedy | Sampling:
     from seawall.inference.generate.sampling import Greedy, Sampling
 
     if temperature == 0:

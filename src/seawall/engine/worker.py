@@ -100,12 +100,16 @@ class Worker:
 async def _settled(job: _Job[T]) -> None:
     """Return once `job` has ended, whoever cancels us meanwhile."""
     with anyio.CancelScope(shield=True):
-        while not job.done:
+        while not _ended(job):
             sleeper = async_sleeper()
             job.ring = sleeper.ring
-            if job.done:
+            if _ended(job):  # meanwhile, and it rang the bell we hung up before
                 return
             try:
                 await sleeper.sleep(float("inf"))
             except BaseException:  # noqa: BLE001, S112 - cancelled again; the first cancellation is on its way
                 continue
+
+
+def _ended(job: _Job[T]) -> bool:
+    return job.done
