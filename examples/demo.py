@@ -10,7 +10,7 @@ import collections
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,9 +85,8 @@ class Guards:
         table = Table(title="policies", title_justify="left", min_width=72)
         for column in ("policy", "now", "since the start"):
             table.add_column(column)
-        slo, limiter, bulkhead, breaker = (
-            policy.snapshot() for policy in (self.slo, self.limiter, self.bulkhead, self.breaker)
-        )
+        slo, limiter = self.slo.snapshot(), self.limiter.snapshot()
+        bulkhead, breaker = self.bulkhead.snapshot(), self.breaker.snapshot()
         timed_out = self.timeout.counters()["timed_out"]
         budget = f"error budget {slo.error_budget:+.0%}"
         table.add_row("SLO 50 % in 6 s", budget, f"{slo.good} good, {slo.bad} bad")
@@ -145,7 +144,7 @@ async def ask(engine: Engine, prompt: str = "Say hello.", tokens: int = 8) -> st
     return "answered"
 
 
-def tally(results: list[str]) -> str:
+def tally(results: Iterable[str]) -> str:
     return ", ".join(f"{count} {what}" for what, count in collections.Counter(results).most_common())
 
 

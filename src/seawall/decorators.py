@@ -22,7 +22,8 @@ Errors = type[BaseException] | tuple[type[BaseException], ...]
 class Decorator(Protocol):
     """Takes a function and returns one with the same signature."""
 
-    def __call__(self, fn: Callable[P, T], /) -> Callable[P, T]: ...
+    def __call__(self, fn: Callable[P, T], /) -> Callable[P, T]:
+        """`fn`, guarded."""
 
 
 def _named(make: Callable[[str], GuardPolicy], name: str | None) -> Decorator:
@@ -78,9 +79,7 @@ def bulkhead(
     ... async def pay(amount: int) -> str: ...
     """
     return _named(
-        lambda named: Bulkhead(
-            named, max_concurrent=max_concurrent, max_queued=max_queued, max_wait=max_wait
-        ),
+        lambda named: Bulkhead(named, max_concurrent=max_concurrent, max_queued=max_queued, max_wait=max_wait),
         name,
     )
 
@@ -98,9 +97,7 @@ def rate_limiter(
     >>> @rate_limiter(rate=100, burst=20)
     ... async def pay(amount: int) -> str: ...
     """
-    return _named(
-        lambda named: RateLimiter(named, rate=rate, per=per, burst=burst, max_wait=max_wait), name
-    )
+    return _named(lambda named: RateLimiter(named, rate=rate, per=per, burst=burst, max_wait=max_wait), name)
 
 
 def timeout(after: float | timedelta, *, name: str | None = None) -> Decorator:
@@ -126,6 +123,4 @@ def slo(
     >>> @slo("answers", target=0.999, latency=0.5)
     ... async def answer(prompt: str) -> str: ...
     """
-    return _named(
-        lambda named: SLO(named, target=target, latency=latency, window=window, on=on, ignore=ignore), name
-    )
+    return _named(lambda named: SLO(named, target=target, latency=latency, window=window, on=on, ignore=ignore), name)

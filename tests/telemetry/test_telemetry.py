@@ -92,7 +92,11 @@ def test_streams_generators_and_plain_functions_are_spans_too_refused_or_not(spa
         return [item async for item in stream()]
 
     assert list(items()) == asyncio.run(consume()) == [1]
-    for refused, error in [(plain, ConnectionError), (plain, CircuitOpenError), (lambda: list(items()), CircuitOpenError)]:
+    for refused, error in [
+        (plain, ConnectionError),
+        (plain, CircuitOpenError),
+        (lambda: list(items()), CircuitOpenError),
+    ]:
         with pytest.raises(error):
             refused()
     with pytest.raises(CircuitOpenError):

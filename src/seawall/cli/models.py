@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -29,7 +29,7 @@ def _list(options: argparse.Namespace) -> int:
     for entry in models.CATALOGUE.values():
         try:
             where = str(models.locate(entry.name))
-        except Exception as error:  # noqa: BLE001 - a listing shows what is wrong and goes on
+        except Exception as error:
             where = str(error)
         sys.stdout.write(f"{entry.name}  {entry.size / 1e6:.0f} MB  {entry.licence}  {where}\n")
     return 0
@@ -50,7 +50,7 @@ def _add(options: argparse.Namespace) -> int:
 class _Progress:
     """A bar on a terminal (with `rich`, if it is there); silent in a pipe, where a bar is noise."""
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Self:
         self._bar = None
         if sys.stderr.isatty():
             try:

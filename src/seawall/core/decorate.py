@@ -86,7 +86,7 @@ def kind_of(fn: Callable[..., Any]) -> Kind:
         raise TypeError(f"policies guard functions, methods and callable objects, not {fn!r}")
     while isinstance(fn, functools.partial):
         fn = fn.func
-    for candidate in (fn, getattr(type(fn), "__call__", None)):
+    for candidate in (fn, type(fn).__call__):
         if inspect.isasyncgenfunction(candidate):
             return Kind.STREAM
         if inspect.iscoroutinefunction(candidate):

@@ -1,10 +1,10 @@
 """The errors every policy shares.
 
-    Exception
-    +-- Rejected             a policy refused the call; it never started
-    |   +-- CircuitOpenError, BulkheadFullError, RateLimitedError ...   (beside their policies)
-    +-- TimeoutError
-        +-- CallTimeoutError (beside the Timeout policy)
+Exception
++-- Rejected             a policy refused the call; it never started
+|   +-- CircuitOpenError, BulkheadFullError, RateLimitedError ...   (beside their policies)
++-- TimeoutError
+    +-- CallTimeoutError (beside the Timeout policy)
 """
 
 from __future__ import annotations

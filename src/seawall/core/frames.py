@@ -11,6 +11,7 @@ import anyio
 from seawall.core import events, gate
 from seawall.core.gate import EndSpan, Row
 from seawall.core.protocol import Around, Deadline, Token, Wait
+from seawall.core.sleeping import async_sleeper
 
 _acquire, _release = gate.lock.acquire, gate.lock.release
 _pending = events.pending
@@ -31,6 +32,7 @@ def async_frame(fn: Callable[..., Awaitable[Any]], row: Row, name: str) -> Calla
                 for enter in enters:
                     tokens.append(enter(moment))
             except Wait as wait:
+                gate.bed(wait, async_sleeper)
                 waiting = wait.with_traceback(None)
             finally:
                 _release()

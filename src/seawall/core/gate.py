@@ -10,10 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from seawall.core import events
 from seawall.core.protocol import Deadline, Guard, Timed, Token, Wait
-from seawall.core.sleeping import ThreadSleeper, async_sleeper, on_asyncio, on_trio
+from seawall.core.sleeping import MakeSleeper, ThreadSleeper, async_sleeper, on_asyncio, on_trio
 from seawall.core.timers import arm, disarm
 
 Clock = Callable[[], float]
@@ -45,6 +46,15 @@ def now() -> float:
     return clock()
 
 
+def bed(wait: Wait, sleeper: MakeSleeper) -> None:
+    """Say where `wait` sleeps. With the lock held still: whoever wakes it must find it there."""
+    try:
+        wait.sleeper = sleeper()
+    except BaseException:  # no event loop that we know
+        wait.abandon(clock())
+        raise
+
+
 class Row:
     """Neighbouring guards, outermost first, run in one frame. Holds nothing of any call: that is the token list."""
 
@@ -57,19 +67,81 @@ class Row:
         self.enters = tuple(guard.enter for guard in guards)
         self.exits = tuple(guard.exit for guard in reversed(guards))
 
-    def _ask(self, tokens: list[Token]) -> Wait | None:
+    async def enter(self, tokens: list[Token], wait: Wait | None = None) -> None:
+        """Let one call in, from `wait` on if it already asked; waits where a guard says so."""
+        if wait is None:
+            wait = self._ask(tokens, async_sleeper)
+        while wait is not None:
+            try:
+                await wait.sleeper.sleep(wait.until - clock())
+                granted = self._resume(tokens, wait, async_sleeper)
+            except BaseException as exc:
+                self._give_up(tokens, wait, exc)
+                raise
+            if granted:
+                wait = self._ask(tokens, async_sleeper) if len(tokens) < len(self.guards) else None
+            if _pending:
+                events.deliver()
+        if _pending:
+            events.deliver()
+
+    def enter_sync(self) -> list[Token]:
+        """`enter` for plain functions. Never blocks a thread that runs an event loop: there it refuses."""
+        tokens: list[Token] = []
+        wait = self._ask(tokens, ThreadSleeper)
+        while wait is not None:
+            if on_asyncio() or on_trio():
+                self._refuse(tokens, wait)
+            try:
+                wait.sleeper.sleep_sync(wait.until - clock())
+                granted = self._resume(tokens, wait, ThreadSleeper)
+            except BaseException as exc:
+                self._give_up(tokens, wait, exc)
+                raise
+            if granted:
+                wait = self._ask(tokens, ThreadSleeper)
+            if _pending:
+                events.deliver()
+        if _pending:
+            events.deliver()
+        return tokens
+
+    def enter_now(self) -> list[Token]:
+        """`enter` for callers that can't wait."""
+        tokens: list[Token] = []
+        wait = self._ask(tokens, ThreadSleeper)
+        if wait is not None:
+            self._refuse(tokens, wait)
+        if _pending:
+            events.deliver()
+        return tokens
+
+    def _ask(self, tokens: list[Token], sleeper: MakeSleeper) -> Wait | None:
         """Enter the guards that `tokens` lacks. Stops at one that says "not yet" and returns its wait."""
         try:
             with lock:
                 moment = clock()
-                for enter in self.enters[len(tokens) :]:
-                    tokens.append(enter(moment))
-        except Wait as wait:
-            return wait.with_traceback(None)
+                try:
+                    for enter in self.enters[len(tokens) :]:
+                        tokens.append(enter(moment))
+                except Wait as wait:
+                    bed(wait, sleeper)
+                    return wait.with_traceback(None)
         except BaseException as exc:
             self.refused(tokens, exc)
             raise
         return None
+
+    @staticmethod
+    def _resume(tokens: list[Token], wait: Wait, sleeper: MakeSleeper) -> bool:
+        with lock:
+            try:
+                tokens.append(wait.resume(clock()))
+            except Wait as again:
+                bed(again, sleeper)
+                again.with_traceback(None)
+                return False
+        return True
 
     def refused(self, tokens: list[Token], exc: BaseException) -> None:
         """A guard said no: undo the entries before it and tell who listens."""
@@ -78,88 +150,14 @@ class Row:
         if _pending:
             events.deliver()
 
-    async def enter(self, tokens: list[Token], wait: Wait | None = None) -> None:
-        """Let one call in, from `wait` on if it already asked; waits where a guard says so."""
-        wait = wait or self._ask(tokens)
-        while wait is not None:
-            await self._sleep(tokens, wait)
-            wait = self._ask(tokens)
-        if _pending:
-            events.deliver()
-
-    async def _sleep(self, tokens: list[Token], wait: Wait) -> None:
-        try:
-            while True:
-                with lock:
-                    sleeper = async_sleeper()
-                    wait.alarm = sleeper.ring
-                    if self._resume(tokens, wait):
-                        return
-                    seconds = wait.until - clock()
-                if _pending:
-                    events.deliver()
-                await sleeper.sleep(seconds)
-        except BaseException as exc:
-            self._give_up(tokens, wait, exc)
-            raise
-
-    def enter_sync(self) -> list[Token]:
-        """`enter` for plain functions. Never blocks a thread that runs an event loop: there it refuses."""
-        tokens: list[Token] = []
-        wait = self._ask(tokens)
-        while wait is not None:
-            self._sleep_sync(tokens, wait)
-            wait = self._ask(tokens)
-        if _pending:
-            events.deliver()
-        return tokens
-
-    def enter_now(self) -> list[Token]:
-        """`enter` for callers that can't wait."""
-        tokens: list[Token] = []
-        wait = self._ask(tokens)
-        if wait is not None:
-            self._refuse(tokens, wait)
-        if _pending:
-            events.deliver()
-        return tokens
-
-    def _sleep_sync(self, tokens: list[Token], wait: Wait) -> None:
-        if on_asyncio() or on_trio():
-            self._refuse(tokens, wait)
-        try:
-            while True:
-                with lock:
-                    sleeper = ThreadSleeper()
-                    wait.alarm = sleeper.ring
-                    if self._resume(tokens, wait):
-                        return
-                    seconds = wait.until - clock()
-                if _pending:
-                    events.deliver()
-                sleeper.sleep_sync(seconds)
-        except BaseException as exc:
-            self._give_up(tokens, wait, exc)
-            raise
-
-    def _refuse(self, tokens: list[Token], wait: Wait) -> None:
+    def _refuse(self, tokens: list[Token], wait: Wait) -> NoReturn:
         error = wait.refuse()
         self._give_up(tokens, wait, error)
         raise error
 
-    @staticmethod
-    def _resume(tokens: list[Token], wait: Wait) -> bool:
-        try:
-            tokens.append(wait.resume(clock()))
-        except Wait as again:
-            again.with_traceback(None)
-            return False
-        return True
-
     def _give_up(self, tokens: list[Token], wait: Wait, exc: BaseException) -> None:
         """The call left while it waited."""
         with lock:
-            wait.alarm = None
             wait.abandon(clock())
             self.unwind(tokens, exc)
         if _pending:
@@ -179,7 +177,7 @@ class Row:
         """Start the deadlines of this call in the current task; False where asyncio does not run."""
         if self.one_timed is not None:
             return arm(tokens[self.one_timed])  # type: ignore[arg-type]
-        return all([arm(deadline) for deadline in self.deadlines(tokens)])
+        return all(arm(deadline) for deadline in self.deadlines(tokens))  # on no loop the first says so
 
     def disarm(self, tokens: list[Token]) -> None:
         """Stop the deadlines of this call."""

@@ -58,6 +58,14 @@ class Around(Protocol):
         """The same for plain functions."""
 
 
+class _Awake:
+    def ring(self) -> bool:
+        return True
+
+
+_AWAKE = _Awake()
+
+
 class Wait(Exception):
     """Raised by `Guard.enter` to say "not yet": the gate sleeps, then asks again with `resume`.
 
@@ -67,13 +75,12 @@ class Wait(Exception):
     """
 
     def __init__(self, until: float = math.inf) -> None:
-        super().__init__(until)
         self.until = until
-        self.alarm: Callable[[], bool] | None = None  # set by the gate before it lets go of the lock
+        self.sleeper: Any = _AWAKE  # set by the gate before it lets go of the lock
 
     def wake(self) -> bool:
         """Wake the sleeper; False if it can't be (its event loop is gone), so that somebody else is chosen."""
-        return self.alarm is None or self.alarm()
+        return bool(self.sleeper.ring())
 
     def resume(self, now: float) -> Token:
         """Awake: return the token, raise `Rejected`, or raise this same wait again to go on sleeping."""

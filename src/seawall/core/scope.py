@@ -6,6 +6,7 @@ import asyncio
 import warnings
 from contextvars import ContextVar
 from types import TracebackType
+from typing import Self
 
 import anyio
 
@@ -30,7 +31,7 @@ class Scope:
         self._tokens = []
         return self._tokens
 
-    def __enter__(self) -> Scope:
+    def __enter__(self) -> Self:
         if self._row.timed:
             raise TypeError("Timeout needs an event loop to cancel a call; use `async with`")
         self._begin()
@@ -46,7 +47,7 @@ class Scope:
         else:
             reraise(self._row, tokens, exc)
 
-    async def __aenter__(self) -> Scope:
+    async def __aenter__(self) -> Self:
         tokens = self._begin()
         await self._row.enter(tokens)
         try:

@@ -9,19 +9,23 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from seawall.core.timers import timers_of
 
 
 class Sleeper(Protocol):
-    """Made by the caller under the lock; rung by anybody; slept on by the caller without the lock."""
+    """Made under the lock; rung by anybody who holds it; slept on without it."""
 
     def ring(self) -> bool:
         """Wake the sleeper; False if its loop is gone."""
 
     async def sleep(self, seconds: float) -> None:
         """Return after `seconds` or when rung."""
+
+
+MakeSleeper = Callable[[], object]
 
 
 class AsyncioSleeper:
@@ -34,6 +38,7 @@ class AsyncioSleeper:
         self._future: asyncio.Future[None] = self._loop.create_future()
 
     def ring(self) -> bool:
+        """Wake the sleeper; False if its loop is gone."""
         if asyncio._get_running_loop() is self._loop:
             self.expire()
             return True
@@ -49,6 +54,7 @@ class AsyncioSleeper:
             self._future.set_result(None)
 
     async def sleep(self, seconds: float) -> None:
+        """Return after `seconds` or when rung."""
         if seconds == float("inf"):
             await self._future
             return
@@ -71,6 +77,7 @@ class TrioSleeper:
         self._token = trio.lowlevel.current_trio_token()
 
     def ring(self) -> bool:
+        """Wake the sleeper; False if its loop is gone."""
         import trio
 
         try:
@@ -80,6 +87,7 @@ class TrioSleeper:
         return True
 
     async def sleep(self, seconds: float) -> None:
+        """Return after `seconds` or when rung."""
         import anyio
 
         with anyio.move_on_after(max(0.0, seconds)):
@@ -95,6 +103,7 @@ class ThreadSleeper:
         self._event = threading.Event()
 
     def ring(self) -> bool:
+        """Wake the sleeper; False if its loop is gone."""
         self._event.set()
         return True
 
@@ -120,5 +129,3 @@ def on_trio() -> bool:
 def async_sleeper() -> Sleeper:
     """A sleeper for the event loop that is running."""
     return AsyncioSleeper() if on_asyncio() else TrioSleeper()
-
-

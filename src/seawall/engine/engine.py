@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mappi
 from collections.abc import Sequence as Seq
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import anyio.to_thread
@@ -127,9 +128,9 @@ class Engine:
                 progress=progress,
             )
 
-        return cls(load, name=os.path.basename(os.fspath(model)), policies=policies)
+        return cls(load, name=Path(model).name, policies=policies)
 
-    async def open(self) -> Engine:
+    async def open(self) -> Self:
         """Load the model, in the worker thread."""
         if self._worker is None:
             worker = Worker(f"seawall-{self.name}")
@@ -214,10 +215,10 @@ class Engine:
             raise EngineClosedError(f"engine {self.name!r} is not open: use it inside `async with`")
         return self._worker, self._decoder
 
-    def __await__(self) -> Generator[Any, None, Engine]:
+    def __await__(self) -> Generator[Any, None, Self]:
         return self.open().__await__()
 
-    async def __aenter__(self) -> Engine:
+    async def __aenter__(self) -> Self:
         return await self.open()
 
     async def __aexit__(

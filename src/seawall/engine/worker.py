@@ -29,7 +29,7 @@ class _Job(Generic[T]):
     def run(self) -> None:
         try:
             self._result.append(self._context.run(self._work))
-        except BaseException as error:  # noqa: BLE001 - raised again where the step was asked for
+        except BaseException as error:
             self._error = error
         self.done = True  # before the ring: a caller that changes its ring looks here afterwards
         self.ring()
@@ -58,8 +58,10 @@ class Worker:
         self._closed = False
 
     async def run(self, work: Callable[[], T], cancel: Callable[[], object] | None = None) -> T:
-        """The result of `work`. When the caller is cancelled, `cancel` is called (it should cut `work` short) and
-        the cancellation is raised only once `work` has ended, so nothing runs behind the caller's back.
+        """The result of `work`, or its error.
+
+        When the caller is cancelled, `cancel` is called (it should cut `work` short) and the cancellation is raised
+        only once `work` has ended, so nothing runs behind the caller's back.
         """
         sleeper = async_sleeper()
         job = _Job(work, sleeper.ring)
@@ -107,7 +109,7 @@ async def _settled(job: _Job[T]) -> None:
                 return
             try:
                 await sleeper.sleep(float("inf"))
-            except BaseException:  # noqa: BLE001, S112 - cancelled again; the first cancellation is on its way
+            except BaseException:  # noqa: S112 - cancelled again; the first cancellation is on its way
                 continue
 
 

@@ -124,9 +124,7 @@ class CircuitBreaker(GuardPolicy):
         self.failure_rate = checks.fraction("failure_rate", failure_rate)
         self.minimum_calls = checks.count("minimum_calls", minimum_calls)
         self.consecutive_failures = (
-            None
-            if consecutive_failures is None
-            else checks.count("consecutive_failures", consecutive_failures)
+            None if consecutive_failures is None else checks.count("consecutive_failures", consecutive_failures)
         )
         self.reset_timeout = checks.seconds("reset_timeout", reset_timeout)
         self.probes = checks.count("probes", probes)

@@ -8,9 +8,7 @@ try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
     from prometheus_client.registry import Collector
 except ImportError as error:  # pragma: no cover - exercised with the import blocked
-    raise ImportError(
-        "Prometheus metrics need prometheus-client: pip install 'seawall[prometheus]'"
-    ) from error
+    raise ImportError("Prometheus metrics need prometheus-client: pip install 'seawall[prometheus]'") from error
 
 from seawall.telemetry.readings import DESCRIPTIONS, counters, gauges, summed
 
