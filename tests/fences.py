@@ -10,6 +10,8 @@ a comment just above it, and such fences are few (tests/house counts them):
 import ast
 import asyncio
 import contextlib
+import functools
+import gc
 import inspect
 import io
 import re
@@ -84,17 +86,23 @@ async def _awaited(code: Any, namespace: dict[str, Any]) -> None:
 
 def fence_finders(root: Path = ROOT) -> list[Sybil]:
     """What to look through for fences: README.md, the docs and the docstrings of the package."""
-    parsers = [PythonFences()]
+    finder = functools.partial(Sybil, [PythonFences()], teardown=forget)
     return [
-        Sybil(parsers, path=str(root), filenames=["README.md"], excludes=["*/*"]),
-        Sybil(parsers, path=str(root / "docs"), patterns=["*.md"]),
-        Sybil(parsers, path=str(root / "src"), patterns=["*.py"], document_types={".py": Docstrings}),
+        finder(path=str(root), filenames=["README.md"], excludes=["*/*"]),
+        finder(path=str(root / "docs"), patterns=["*.md"]),
+        finder(path=str(root / "src"), patterns=["*.py"], document_types={".py": Docstrings}),
     ]
 
 
 def doctest_finder(root: Path = ROOT) -> Sybil:
     """The `>>>` lines of docstrings, which run inside their module."""
-    return Sybil([DocTestParser()], path=str(root / "src"), patterns=["*.py"])
+    return Sybil([DocTestParser()], path=str(root / "src"), patterns=["*.py"], teardown=forget)
+
+
+def forget(namespace: dict[str, Any]) -> None:
+    """Drop what a file made, so that its policies are not alive, and not exported, in the next one."""
+    namespace.clear()
+    gc.collect()
 
 
 def fences(root: Path = ROOT) -> Iterable[Example]:

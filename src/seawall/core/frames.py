@@ -37,8 +37,7 @@ def async_frame(fn: Callable[..., Awaitable[Any]], row: Row, name: str) -> Calla
             finally:
                 _release()
         except BaseException as exc:
-            row.refused(tokens, exc)
-            _end(span, exc)
+            row.fail(tokens, exc, span)
             raise
         try:
             if waiting is not None:
@@ -56,7 +55,7 @@ def async_frame(fn: Callable[..., Awaitable[Any]], row: Row, name: str) -> Calla
         except BaseException as exc:
             if timed:
                 row.disarm(tokens)
-            reraise(row, tokens, exc, span)
+            row.fail(tokens, exc, span)
             raise
         if timed:
             row.disarm(tokens)
@@ -69,7 +68,7 @@ def async_frame(fn: Callable[..., Awaitable[Any]], row: Row, name: str) -> Calla
             finally:
                 _release()
         except BaseException as exc:
-            reraise(row, tokens, exc, span)
+            row.fail(tokens, exc, span)
             raise
         if _pending:
             events.deliver()
@@ -78,17 +77,6 @@ def async_frame(fn: Callable[..., Awaitable[Any]], row: Row, name: str) -> Calla
         return result
 
     return guarded
-
-
-def reraise(row: Row, tokens: list[Token], exc: BaseException, span: EndSpan | None = None) -> None:
-    """Leave `row` with `exc`; raise what a guard put in its place, return if it stays as it is."""
-    outcome = row.leave(tokens, exc)
-    _end(span, outcome)
-    try:
-        if outcome is not None and outcome is not exc:
-            raise outcome from exc
-    finally:
-        del outcome, exc  # or this frame, its traceback and the error would be a cycle
 
 
 def _end(span: EndSpan | None, exc: BaseException | None) -> None:
@@ -120,7 +108,7 @@ def sync_frame(fn: Callable[..., Any], row: Row, name: str) -> Callable[..., Any
             if hasattr(result, "__await__"):
                 raise _not_plain(name, result)
         except BaseException as exc:
-            reraise(row, tokens, exc, span)
+            row.fail(tokens, exc, span)
             raise
         row.leave_well(tokens)
         _end(span, None)
@@ -152,7 +140,7 @@ def generator_frame(fn: Callable[..., Generator[Any, Any, Any]], row: Row, name:
         try:
             result = yield from fn(*args, **kwargs)
         except BaseException as exc:
-            reraise(row, tokens, exc, span)
+            row.fail(tokens, exc, span)
             raise
         row.leave_well(tokens)
         _end(span, None)
@@ -179,7 +167,7 @@ def stream_frame(fn: Callable[..., AsyncGenerator[Any, Any]], row: Row, name: st
         try:
             stream = fn(*args, **kwargs)
         except BaseException as exc:
-            reraise(row, tokens, exc, span)
+            row.fail(tokens, exc, span)
             raise
         try:
             item = await _step(row, tokens, stream.__anext__())
@@ -198,7 +186,7 @@ def stream_frame(fn: Callable[..., AsyncGenerator[Any, Any]], row: Row, name: st
             row.leave_well(tokens)
             _end(span, None)
         except BaseException as exc:
-            reraise(row, tokens, exc, span)
+            row.fail(tokens, exc, span)
             raise
 
     return guarded

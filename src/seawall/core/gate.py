@@ -128,7 +128,7 @@ class Row:
                     bed(wait, sleeper)
                     return wait.with_traceback(None)
         except BaseException as exc:
-            self.refused(tokens, exc)
+            self.fail(tokens, exc)
             raise
         return None
 
@@ -143,13 +143,6 @@ class Row:
                 return False
         return True
 
-    def refused(self, tokens: list[Token], exc: BaseException) -> None:
-        """A guard said no: undo the entries before it and tell who listens."""
-        with lock:
-            self.unwind(tokens, exc)
-        if _pending:
-            events.deliver()
-
     def _refuse(self, tokens: list[Token], wait: Wait) -> NoReturn:
         error = wait.refuse()
         self._give_up(tokens, wait, error)
@@ -159,15 +152,18 @@ class Row:
         """The call left while it waited."""
         with lock:
             wait.abandon(clock())
-            self.unwind(tokens, exc)
-        if _pending:
-            events.deliver()
+        self.fail(tokens, exc)
 
-    def unwind(self, tokens: list[Token], exc: BaseException) -> None:
-        """Exit what `tokens` entered. With the lock held."""
-        moment = clock()
-        for guard in reversed(self.guards[: len(tokens)]):
-            guard.exit(tokens.pop(), moment, exc)
+    def fail(self, tokens: list[Token], exc: BaseException, span: EndSpan | None = None) -> None:
+        """Leave with `exc`; raise what a guard put in its place, return if it stays as it is."""
+        outcome = self.leave(tokens, exc)
+        if span is not None:
+            span(outcome)
+        try:
+            if outcome is not None and outcome is not exc:
+                raise outcome from exc
+        finally:
+            del outcome, exc  # or this frame, its traceback and the error would be a cycle
 
     def deadlines(self, tokens: list[Token]) -> list[Deadline]:
         """The deadlines among the tokens of a call, outermost first."""

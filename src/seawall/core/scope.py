@@ -10,7 +10,6 @@ from typing import Self
 
 import anyio
 
-from seawall.core.frames import reraise
 from seawall.core.gate import Row
 from seawall.core.protocol import Token
 
@@ -45,7 +44,7 @@ class Scope:
         if exc is None:
             self._row.leave_well(tokens)
         else:
-            reraise(self._row, tokens, exc)
+            self._row.fail(tokens, exc)
 
     async def __aenter__(self) -> Self:
         tokens = self._begin()
@@ -56,7 +55,7 @@ class Scope:
                 self._cancel = anyio.move_on_after(first).__enter__()
         except BaseException as exc:
             self._row.disarm(tokens)
-            reraise(self._row, tokens, exc)
+            self._row.fail(tokens, exc)
             raise
         return self
 
@@ -69,7 +68,7 @@ class Scope:
             exc = asyncio.CancelledError()
         self._row.disarm(tokens)
         if exc is not None:
-            reraise(self._row, tokens, exc)
+            self._row.fail(tokens, exc)
             return
         self._row.leave_well(tokens)
 

@@ -55,12 +55,11 @@ class BreakerSnapshot:
 
 
 class _Probe:
-    """The token of a trial call: a slot on lease until `expires`."""
+    """The token of a trial call: a slot on lease until `expires`. The list it is in ends with the round."""
 
-    __slots__ = ("expires", "generation")
+    __slots__ = ("expires",)
 
-    def __init__(self, generation: int, expires: float) -> None:
-        self.generation = generation
+    def __init__(self, expires: float) -> None:
         self.expires = expires
 
 
@@ -135,7 +134,8 @@ class CircuitBreaker(GuardPolicy):
         self.on = checks.exceptions("on", on)
         self.ignore = checks.exceptions("ignore", ignore)
         self._window = RollingWindow(checks.seconds("window", window), slots=10, width=2)
-        self._counts = [0, 0]  # successes, failures
+        self._counts = [0, 0]  # successes, failures: of calls that ended in the state they began in
+        self._late = [0, 0]  # of the others, probes among them
         self._neither = 0
         self._opened = 0
         self._state = State.CLOSED
@@ -167,46 +167,42 @@ class CircuitBreaker(GuardPolicy):
         if len(self._probing) >= self.probes:
             retry_after = min(probe.expires for probe in self._probing) - now
             raise self._refused(CircuitOpenError(self.name, retry_after), now)
-        probe = _Probe(self._generation, now + self.probe_timeout)
+        probe = _Probe(now + self.probe_timeout)
         self._probing.append(probe)
         return probe
 
     def exit(self, token: Token, now: float, exc: BaseException | None) -> None:
-        """Count how the call ended, if it began in the state the breaker is in."""
-        if exc is None:
-            if token == self._generation:
-                if now >= self._window.turns_at:
-                    self._window.turn(now, self._counts)
-                self._in_a_row = 0
-            self._counts[0] += 1
-        elif not self._is_failure(exc):
+        """Count how the call ended, and act on it if it began in the state the breaker is in."""
+        failed = exc is not None
+        if failed and not self._is_failure(exc):  # type: ignore[arg-type]
             self._neither += 1
-        else:
-            if token == self._generation and now >= self._window.turns_at:
+            if token.__class__ is _Probe and token in self._probing:
+                self._probing.remove(token)
+        elif token == self._generation:
+            if now >= self._window.turns_at:
                 self._window.turn(now, self._counts)
-            self._counts[1] += 1
-            if token == self._generation:
-                self._in_a_row += 1
-                if self._too_many(now):
-                    self._open(now)
-        if token.__class__ is _Probe:
-            self._probe_ended(token, now, exc)
+            self._counts[failed] += 1
+            self._in_a_row = self._in_a_row + 1 if failed else 0
+            if failed and self._too_many(now):
+                self._open(now)
+        else:
+            self._late[failed] += 1
+            if token.__class__ is _Probe and token in self._probing:
+                self._probe_ended(token, now, failed=failed)
 
     def _is_failure(self, exc: BaseException) -> bool:
         if isinstance(exc, Rejected) or not isinstance(exc, self.on):
             return False
         return not isinstance(exc, self.ignore)
 
-    def _probe_ended(self, probe: _Probe, now: float, exc: BaseException | None) -> None:
-        if probe.generation != self._generation or probe not in self._probing:
-            return  # from an earlier round, or its lease ran out
+    def _probe_ended(self, probe: _Probe, now: float, *, failed: bool) -> None:
         self._probing.remove(probe)
-        if exc is None:
-            self._passed += 1
-            if self._passed >= self.success_threshold:
-                self._become(State.CLOSED, now)
-        elif self._is_failure(exc):
+        if failed:
             self._open(now)
+            return
+        self._passed += 1
+        if self._passed >= self.success_threshold:
+            self._become(State.CLOSED, now)
 
     def _too_many(self, now: float) -> bool:
         if self.consecutive_failures is not None and self._in_a_row >= self.consecutive_failures:
@@ -243,8 +239,8 @@ class CircuitBreaker(GuardPolicy):
             retry_after = self._opens_until - now if self._state is State.OPEN else None
             return BreakerSnapshot(
                 state=self._state,
-                successes=self._counts[0],
-                failures=self._counts[1],
+                successes=self._counts[0] + self._late[0],
+                failures=self._counts[1] + self._late[1],
                 neither=self._neither,
                 rejections=self._rejections,
                 opened=self._opened,
