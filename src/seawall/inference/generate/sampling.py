@@ -1,0 +1,119 @@
+"""Choosing the next token. Pure: logits and a random generator in, a token out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from seawall.inference.errors import InvalidSettingError, RuntimeFailure
+
+Logits = np.ndarray[Any, np.dtype[np.float32]]
+_NEGLIGIBLE = 12.0  # e^-12: candidates below this share of the best are rarely in the nucleus
+
+
+@dataclass(frozen=True, slots=True)
+class Greedy:
+    """Always the likeliest token; the first of equals. The same prompt gives the same answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """Draw from the model's distribution, narrowed in this order: temperature, top_k, top_p, min_p.
+
+    The defaults draw from the whole distribution. A `seed` makes the answer repeatable on one machine;
+    without it every sequence is seeded by the operating system.
+
+    Attributes:
+        temperature: above 0; below 1 sharpens, above 1 flattens.
+        top_k: keep this many of the likeliest; 0 keeps all.
+        top_p: keep the likeliest until their probabilities add up to this, in (0, 1].
+        min_p: keep what is at least this fraction as likely as the likeliest, in [0, 1].
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        rule = "above 0 and finite (for 0 use Greedy())"
+        _check(0 < self.temperature < math.inf, "temperature", rule, self.temperature)
+        _check(type(self.top_k) is int and self.top_k >= 0, "top_k", "a whole number, 0 or more", self.top_k)
+        _check(0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p)
+        _check(0 <= self.min_p <= 1, "min_p", "in [0, 1]", self.min_p)
+        seeded = type(self.seed) is int and self.seed >= 0
+        _check(seeded or self.seed is None, "seed", "a whole number, 0 or more, or None", self.seed)
+
+
+def _check(good: bool, name: str, rule: str, value: object) -> None:
+    if not good:
+        raise InvalidSettingError(f"{name} must be {rule}, got {value!r}")
+
+
+def greedy(logits: Logits) -> int:
+    """The likeliest token; RuntimeFailure where the model gave NaN or infinity."""
+    best = int(logits.argmax())  # finds a NaN before any number
+    if not math.isfinite(logits[best]):
+        raise RuntimeFailure("choosing a token", f"the model's best logit is {logits[best]}")
+    return best
+
+
+def draw(logits: Logits, rules: Sampling, rng: np.random.Generator) -> int:
+    """Draw one token by the rules."""
+    tokens, probabilities = distribution(logits, rules)
+    # The sum is a hair off 1, so it scales the draw: the last candidate gets neither more nor less.
+    cumulated = probabilities.cumsum()
+    place = int(np.searchsorted(cumulated, rng.random() * cumulated[-1], side="right"))
+    place = min(place, len(cumulated) - 1)
+    return place if tokens is None else int(tokens[place])
+
+
+def distribution(logits: Logits, rules: Sampling) -> tuple[np.ndarray[Any, Any] | None, np.ndarray[Any, Any]]:
+    """The narrowed distribution: candidate tokens (None for all, in order) and their probabilities.
+
+    Exact for all rules. A full sort of 49,152 logits takes milliseconds, so only those near the best are
+    sorted, and more of them only where those near the best do not settle the question.
+    """
+    top = float(logits[greedy(logits)])
+    if rules.top_k == 0 and rules.top_p == 1 and rules.min_p == 0:
+        weights = np.exp((logits.astype(np.float64) - top) / rules.temperature)
+        return None, weights / weights.sum()
+    whole = _mass(logits, top, rules) if rules.top_p < 1 and not rules.top_k else 0.0
+    order = _candidates(logits, top, rules, whole)
+    weights = np.exp((logits[order].astype(np.float64) - top) / rules.temperature)
+    if rules.top_k:
+        order, weights = order[: rules.top_k], weights[: rules.top_k]
+        whole = float(weights.sum())
+    if rules.top_p < 1:
+        mass_of_likelier = weights.cumsum() - weights
+        keep = int(np.count_nonzero(mass_of_likelier < rules.top_p * whole))
+        order, weights = order[:keep], weights[:keep]
+    if rules.min_p:
+        keep = int(np.count_nonzero(weights >= rules.min_p))  # the likeliest weighs exactly 1
+        order, weights = order[:keep], weights[:keep]
+    return order, weights / weights.sum()
+
+
+def _candidates(logits: Logits, top: float, rules: Sampling, whole: float) -> np.ndarray[Any, Any]:
+    """Tokens, likeliest first, among which are all that the rules can keep."""
+    near = np.flatnonzero(logits >= top - _NEGLIGIBLE * rules.temperature)
+    if rules.top_k:
+        if len(near) < rules.top_k < len(logits):
+            near = np.argpartition(logits, -rules.top_k)[-rules.top_k :]
+        settled = len(near) >= rules.top_k
+    elif rules.top_p < 1:
+        settled = _mass(logits[near], top, rules) >= rules.top_p * whole
+    else:
+        settled = rules.min_p >= math.exp(-_NEGLIGIBLE)
+    if not settled:
+        near = np.arange(len(logits))
+    return near[np.argsort(-logits[near], kind="stable")]
+
+
+def _mass(logits: Logits, top: float, rules: Sampling) -> float:
+    """Sum of the unnormalised probabilities, the likeliest weighing 1."""
+    return float(np.exp((logits - np.float32(top)) / np.float32(rules.temperature)).sum(dtype=np.float64))

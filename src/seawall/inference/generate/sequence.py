@@ -1,0 +1,185 @@
+"""One prompt and its answer, advanced by one bounded piece of work at a time."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+
+from seawall.inference.errors import DecoderClosedError, GenerationCancelledError, SequenceBusyError
+from seawall.inference.models.tokenizer import TextCodec
+from seawall.inference.runtime import ort
+
+from .sampling import Greedy, Sampling, draw, greedy
+from .slot import CHUNK, Slot
+from .text import TextStream
+
+
+class Step(NamedTuple):
+    """What one step produced.
+
+    Attributes:
+        token: the new token, or None while the prompt is still being read.
+        text: text that became certain; often a word, sometimes nothing.
+        finish: "stop" where the model or a stop string ended the answer, "length" where a limit did,
+            None while there is more to come.
+        read: tokens of the prompt that this step read; 0 for a step of decoding.
+    """
+
+    token: int | None
+    text: str
+    finish: Literal["stop", "length"] | None
+    read: int
+
+
+class Sequence:
+    """A prompt being answered. Made by `Decoder.start`; close it, or use it in a `with` block.
+
+    Each `step` blocks its thread for one piece of work: at most 256 tokens of the prompt, or one new token.
+    So whoever drives several sequences can take turns, and can stop between any two steps. Steps of one
+    sequence may run in different threads, one after the other; `cancel` and `close` may be called from any
+    thread at any time.
+
+    Attributes:
+        prompt_tokens: how many tokens the prompt has.
+        tokens: the new tokens so far, an end token included.
+    """
+
+    def __init__(
+        self,
+        slot: Slot,
+        give_back: Callable[[Slot], None],
+        codec: TextCodec,
+        prompt: list[int],
+        *,
+        limit: int,
+        ends: frozenset[int],
+        sampling: Greedy | Sampling,
+        stop: Seq[str],
+    ) -> None:
+        self.prompt_tokens = len(prompt)
+        self.tokens: list[int] = []
+        self._slot: Slot | None = slot
+        self._codec = codec
+        self._pending = prompt
+        self._length = 0
+        self._limit = limit
+        self._ends = ends
+        self._choose = _chooser(sampling)
+        self._text = TextStream(stop)
+        self._lock = threading.Lock()  # held for nanoseconds, never during a run
+        self._running: Any = None
+        self._cancelled = False
+        self._closed = False
+        self._finished = False
+        # Runs once: at close, or when a forgotten sequence is collected.
+        self._release = weakref.finalize(self, give_back, slot)
+        self._release.atexit = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Step]:
+        """All the steps that are left."""
+        while (step := self.step()) is not None:
+            yield step
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer is complete; `step` returns None from then on."""
+        return self._finished
+
+    def step(self) -> Step | None:
+        """Do one piece of work and say what came of it; None once the answer is complete.
+
+        Raises GenerationCancelledError after `cancel`, DecoderClosedError after `close`, SequenceBusyError
+        while another thread is in here, RuntimeFailure if ONNX Runtime fails.
+        """
+        slot, options = self._begin()
+        try:
+            if self._finished:
+                return None
+            part = self._pending[:CHUNK]
+            logits = slot.run(part, self._length, options)
+            reading = not self.tokens
+            self._length += len(part)
+            self._pending = self._pending[len(part) :]
+            if self._pending:
+                return Step(None, "", None, len(part))
+            return self._accept(self._choose(logits), len(part) if reading else 0)
+        except GenerationCancelledError:
+            self._cancelled = True
+            raise
+        finally:
+            self._end()
+
+    def cancel(self) -> None:
+        """Stop a step that is running, within milliseconds, and refuse all later ones. Never blocks."""
+        with self._lock:
+            self._cancelled = True
+            if self._running is not None:
+                self._running.terminate = True
+
+    def close(self) -> None:
+        """Give the cache back to the decoder, at the latest when the running step stops. Never blocks."""
+        with self._lock:
+            self._closed = True
+            if self._running is not None:
+                self._running.terminate = True
+                return
+        self._give_back()
+
+    def _begin(self) -> tuple[Slot, Any]:
+        with self._lock:
+            if self._closed or self._slot is None:
+                raise DecoderClosedError("this sequence is closed: start a new one")
+            if self._cancelled:
+                raise GenerationCancelledError("this sequence was cancelled: start a new one")
+            if self._running is not None:
+                raise SequenceBusyError("a step of this sequence is running: wait for it, or start another")
+            self._running = options = ort.run_options()
+            return self._slot, options
+
+    def _end(self) -> None:
+        with self._lock:
+            self._running = None
+            closed = self._closed
+        if closed:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        self._slot = None
+        self._release()
+
+    def _accept(self, token: int, read: int) -> Step:
+        self.tokens.append(token)
+        self._pending = [token]
+        if token in self._ends:
+            return self._finish(token, self._text.flush(), "stop", read)
+        text = self._text.push(self._codec.bytes_of(token))
+        if self._text.stopped:
+            return self._finish(token, text, "stop", read)
+        if len(self.tokens) >= self._limit:
+            return self._finish(token, text + self._text.flush(), "length", read)
+        return Step(token, text, None, read)
+
+    def _finish(self, token: int, text: str, finish: Literal["stop", "length"], read: int) -> Step:
+        self._finished = True
+        return Step(token, text, finish, read)
+
+
+def _chooser(sampling: Greedy | Sampling) -> Callable[[np.ndarray[Any, Any]], int]:
+    if isinstance(sampling, Greedy):
+        return greedy
+    rng = np.random.default_rng(sampling.seed)
+    return lambda logits: draw(logits, sampling, rng)

@@ -1,0 +1,24 @@
+"""Models on disk: the catalogue, the explicit fetch, and the one-time conversion from GGUF to ONNX.
+
+Nothing here is imported before it is used: `add` needs the standard library only.
+"""
+
+from __future__ import annotations
+
+from .cache import cache_folder
+from .catalogue import CATALOGUE, CatalogueEntry
+from .convert import PRECISIONS, PreparedModel, prepare
+from .fetch import Progress, add, locate, remove
+
+__all__ = [
+    "CATALOGUE",
+    "PRECISIONS",
+    "CatalogueEntry",
+    "PreparedModel",
+    "Progress",
+    "add",
+    "cache_folder",
+    "locate",
+    "prepare",
+    "remove",
+]

@@ -1,0 +1,76 @@
+"""Weights as MatMulNBits stores them: symmetric, per block of input columns, no zero points. Pure numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+_SMALLEST = 1e-30  # a scale below this has no finite inverse in float32, and nothing to say
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """A quantised matrix of `rows` outputs and `columns` inputs.
+
+    Attributes:
+        data: uint8 [rows, blocks, block * bits / 8]; two 4-bit values per byte, the low half first.
+        scales: float32 [rows, blocks].
+    """
+
+    data: Array
+    scales: Array
+    rows: int
+    columns: int
+    bits: int
+    block: int
+
+
+def pack(weights: Array, *, bits: int, block: int) -> PackedWeight:
+    """Round a float32 [rows, columns] matrix to `bits` bits, `block` columns sharing one scale.
+
+    The value of largest magnitude in a block maps to -2^(bits-1) with its own sign in the scale, which
+    uses the whole range; a block of zeros gets scale 0. Columns are padded with zeros to whole blocks.
+    """
+    rows, columns = weights.shape
+    blocks = -(-columns // block)
+    if columns % block:
+        weights = np.pad(weights, ((0, 0), (0, blocks * block - columns)))
+    grouped = weights.reshape(rows, blocks, block)
+    lowest = 1 << (bits - 1)
+    largest = grouped.max(axis=2)
+    smallest = grouped.min(axis=2)
+    scales = np.where(largest > -smallest, largest, smallest) / np.float32(-lowest)
+    scales[np.abs(scales) < _SMALLEST] = 0
+    with np.errstate(divide="ignore"):
+        inverse = np.where(scales == 0, np.float32(0), np.float32(1) / scales).astype(np.float32)
+    levels = np.rint(grouped * inverse[:, :, None])
+    np.clip(levels, -lowest, lowest - 1, out=levels)
+    levels += lowest
+    unsigned = levels.astype(np.uint8)
+    return PackedWeight(
+        _halves(unsigned) if bits == 4 else unsigned, scales.astype(np.float32), rows, columns, bits, block
+    )
+
+
+def adopt_q8(values: Array, scales: Array) -> PackedWeight:
+    """Take over 8-bit values and their scales (one per 32 columns) without rounding anything again."""
+    rows, columns = values.shape
+    unsigned = (values.view(np.uint8) ^ np.uint8(128)).reshape(rows, columns // 32, 32)  # adds 128
+    return PackedWeight(unsigned, scales, rows, columns, 8, 32)
+
+
+def unpack(packed: PackedWeight) -> Array:
+    """The float32 matrix that the packed weight stands for."""
+    data = packed.data
+    if packed.bits == 4:
+        data = np.stack((data & 15, data >> 4), axis=-1).reshape(packed.rows, -1, packed.block)
+    values: Array = (data.astype(np.float32) - (1 << (packed.bits - 1))) * packed.scales[:, :, None]
+    return values.reshape(packed.rows, -1)[:, : packed.columns]
+
+
+def _halves(levels: Array) -> Array:
+    paired: Array = levels[:, :, 0::2] | (levels[:, :, 1::2] << 4)
+    return paired

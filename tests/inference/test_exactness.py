@@ -1,0 +1,87 @@
+"""The model computes what an independent implementation computes (see oracle/README.md)."""
+
+import hashlib
+import math
+
+import numpy as np
+import pytest
+
+from seawall.inference import Decoder, perplexity
+from seawall.inference.models import cache_folder
+
+pytestmark = pytest.mark.model
+
+
+def greedy_tokens(decoder, prompt, count):
+    """Greedy tokens past any end token, as the oracle made them."""
+    tokens = []
+    with decoder.start(prompt, max_tokens=count) as sequence:
+        sequence._ends = frozenset()
+        tokens += [step.token for step in sequence if step.token is not None]
+    return tokens
+
+
+@pytest.mark.parametrize("case", range(7))
+def test_the_fp32_graph_gives_the_same_64_tokens_as_the_independent_reference(fp32, reference, case):
+    expected = reference["cases"][case]
+    assert greedy_tokens(fp32, expected["tokens"], 64) == expected["greedy"]
+
+
+def test_the_reference_was_made_from_the_weights_that_are_installed(gguf, reference):
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    assert digest == reference["made_with"]["gguf_sha256"]
+
+
+def test_fp32_perplexity_equals_the_independent_reference(fp32, reference):
+    measured = perplexity(fp32, reference["perplexity_text_tokens"])
+    assert measured == pytest.approx(math.exp(reference["mean_loss"]), rel=1e-5)
+
+
+def test_int8_perplexity_is_within_one_percent_of_fp32(decoder, reference):
+    measured = perplexity(decoder, reference["perplexity_text_tokens"])
+    assert measured == pytest.approx(math.exp(reference["mean_loss"]), rel=0.01)
+
+
+def test_prompts_are_encoded_as_the_committed_ones(decoder, reference):
+    for case in reference["cases"]:
+        encode = decoder.encode_chat if case["kind"] == "chat" else decoder.encode
+        assert encode(case["text"]) == case["tokens"]
+
+
+def test_a_prompt_read_in_several_chunks_answers_like_its_logits_say(fp32, reference):
+    text = reference["perplexity_text_tokens"][:600]  # chunks of 256, 256 and 88
+    last = list(fp32.logits(text))[-1][-1]
+    assert greedy_tokens(fp32, text, 1) == [int(np.argmax(last))]
+
+
+def test_a_cache_used_before_changes_nothing(decoder, reference):
+    prompt = reference["cases"][0]["tokens"]
+    first = greedy_tokens(decoder, prompt, 24)
+    greedy_tokens(decoder, reference["perplexity_text_tokens"][:700], 3)  # fills the same cache further
+    assert greedy_tokens(decoder, prompt, 24) == first
+
+
+def test_sequences_that_take_turns_answer_as_they_do_alone(decoder, reference):
+    prompts = [case["tokens"] for case in reference["cases"][:3]]
+    alone = [greedy_tokens(decoder, prompt, 16) for prompt in prompts]
+    sequences = [decoder.start(prompt, max_tokens=16) for prompt in prompts]
+    assert decoder.active_sequences == 3
+    for sequence in sequences:
+        sequence._ends = frozenset()
+    for _ in range(17):
+        for sequence in sequences:
+            sequence.step()
+    assert [sequence.tokens for sequence in sequences] == alone
+    for sequence in sequences:
+        sequence.close()
+
+
+def test_an_int4_model_answers_in_a_third_less_memory_on_disk(gguf, reference):
+    with Decoder.load("smollm2-135m", precision="int4") as small:
+        assert len(greedy_tokens(small, reference["cases"][0]["tokens"], 8)) == 8
+
+    def size(pattern):
+        return sum(file.stat().st_size for file in next(cache_folder().glob(pattern)).iterdir())
+
+    assert size("smollm2-135m/int4-v*") < 0.8 * size("smollm2-135m/int8-v*")

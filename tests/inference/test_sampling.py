@@ -1,0 +1,86 @@
+"""Draws follow exactly the distribution that temperature, top_k, top_p and min_p describe."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seawall.inference.errors import InvalidSettingError, RuntimeFailure
+from seawall.inference.generate.sampling import Sampling, distribution, draw, greedy
+
+
+def plainly(logits, rules):
+    """The same rules by full sorts in float64, in the order that is documented."""
+    scaled = logits.astype(np.float64) / rules.temperature
+    weights = np.exp(scaled - scaled.max())
+    order = np.argsort(-logits, kind="stable")
+    kept = order[: rules.top_k] if rules.top_k else order
+    shares = weights[kept] / weights[kept].sum()
+    kept = kept[: np.count_nonzero(shares.cumsum() - shares < rules.top_p)]
+    kept = kept[weights[kept] >= rules.min_p * weights.max()]
+    expected = np.zeros(len(logits))
+    expected[kept] = weights[kept] / weights[kept].sum()
+    return expected
+
+
+def spread(logits, rules):
+    tokens, probabilities = distribution(logits, rules)
+    found = np.zeros(len(logits))
+    found[slice(None) if tokens is None else tokens] = probabilities
+    return found
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    flatness=st.sampled_from([0.01, 1.0, 4.0, 30.0]),
+    temperature=st.sampled_from([0.1, 0.7, 1.0, 2.5]),
+    top_k=st.sampled_from([0, 1, 5, 60, 500, 1000]),
+    top_p=st.sampled_from([1.0, 0.999999, 0.9, 0.3, 1e-6]),
+    min_p=st.sampled_from([0.0, 1e-9, 0.05, 1.0]),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_fast_path_keeps_exactly_what_full_sorts_keep(seed, flatness, temperature, top_k, top_p, min_p):
+    logits = np.random.default_rng(seed).normal(0, flatness, 700).astype(np.float32)
+    rules = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    np.testing.assert_allclose(spread(logits, rules), plainly(logits, rules), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "rules", [Sampling(), Sampling(temperature=0.6, top_p=0.9), Sampling(top_k=7), Sampling(min_p=0.1)]
+)
+def test_a_hundred_thousand_draws_have_the_frequencies_of_the_distribution(rules):
+    logits = np.random.default_rng(4).normal(0, 0.7, 40).astype(np.float32)
+    rng = np.random.default_rng(5)
+    expected = plainly(logits, rules) * 100_000
+    counts = np.bincount([draw(logits, rules, rng) for _ in range(100_000)], minlength=40)
+    assert not counts[expected == 0].any()
+    likely = expected > 0
+    chi_square = ((counts[likely] - expected[likely]) ** 2 / expected[likely]).sum()
+    freedom = likely.sum() - 1
+    assert chi_square < freedom + 4 * np.sqrt(2 * freedom)  # 4 standard deviations
+
+
+def test_greedy_takes_the_first_of_the_likeliest():
+    assert greedy(np.array([0, 3, 1, 3], dtype=np.float32)) == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_model_that_gives_nan_or_infinity_is_an_error_and_not_a_token(bad):
+    logits = np.array([0, bad, 1], dtype=np.float32)
+    with pytest.raises(RuntimeFailure, match="logit"):
+        greedy(logits)
+    with pytest.raises(RuntimeFailure, match="logit"):
+        draw(logits, Sampling(), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("temperature", 0), ("temperature", -1.0), ("temperature", float("nan")), ("temperature", float("inf")),
+        ("top_k", -1), ("top_k", 1.5), ("top_k", True), ("top_p", 0), ("top_p", 1.1), ("min_p", -0.1),
+        ("min_p", 1.1), ("seed", -1), ("seed", 1.5),
+    ],
+)  # fmt: skip
+def test_a_setting_out_of_range_is_refused_with_its_name_and_value(setting, value):
+    with pytest.raises(InvalidSettingError, match=f"{setting} must be .*got {value!r}"):
+        Sampling(**{setting: value})
