@@ -138,13 +138,13 @@ async def test_a_failing_model_raises_its_own_error_and_opens_the_breaker(held):
 
 async def test_a_full_bulkhead_refuses_at_once(held):
     held.holding = True
-    async with Engine(lambda: held, policies=[Bulkhead("answers", max_concurrent=1)]) as engine:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(engine.generate, "Say hello.")
-            await anyio.to_thread.run_sync(held.stepping.wait)
-            with pytest.raises(BulkheadFullError):
-                await engine.generate("Say hello.")
-            tasks.cancel_scope.cancel()
+    full = Engine(lambda: held, policies=[Bulkhead("answers", max_concurrent=1)])
+    async with full as engine, anyio.create_task_group() as tasks:
+        tasks.start_soon(engine.generate, "Say hello.")
+        await anyio.to_thread.run_sync(held.stepping.wait)
+        with pytest.raises(BulkheadFullError):
+            await engine.generate("Say hello.")
+        tasks.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(

@@ -428,10 +428,10 @@ def test_b36_callable_objects_and_partials_are_guarded_as_what_they_are():
 
 
 def test_b36_a_plain_function_that_returns_a_coroutine_is_refused():
-    async def work(): ...
+    async def work(number): ...
 
     with pytest.raises(TypeError, match="decorate the `async def` itself"):
-        breaker()(lambda: work())()
+        breaker()(lambda: work(1))()
 
 
 def test_b37_a_probe_of_one_round_does_not_settle_the_next():

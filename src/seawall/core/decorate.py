@@ -48,7 +48,7 @@ def policies_of(fn: object) -> tuple[Policy, ...]:
     >>> [type(policy).__name__ for policy in policies_of(pay)]
     ['CircuitBreaker', 'Bulkhead']
     """
-    guarded = _guarded(fn)
+    guarded = _guarded(getattr(fn, "__func__", fn))  # a method's are those of its function
     return guarded.policies if guarded else ()
 
 

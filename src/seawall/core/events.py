@@ -5,6 +5,7 @@ A policy calls `emit` only when somebody listens; frequent facts are counters in
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections import deque
@@ -79,5 +80,5 @@ def deliver() -> None:
 def _notify(listener: Listener, event: Event) -> None:
     try:
         listener(event)
-    except Exception:
+    except (Exception, asyncio.CancelledError):  # a cancelled future's, which a listener may have looked at
         logger.exception("listener %r failed on %r; the call goes on", listener, event)

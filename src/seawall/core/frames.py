@@ -45,7 +45,7 @@ def async_frame(fn: Callable[..., Awaitable[Any]], row: Row, name: str) -> Calla
             elif _pending:
                 events.deliver()
         except BaseException as exc:
-            _end(span, exc)
+            row.fail(tokens, exc, span)
             raise
         try:
             if timed and not row.arm(tokens):
@@ -196,8 +196,11 @@ async def _step(row: Row, tokens: list[Token], step: Awaitable[Any]) -> Any:
     """One step of a stream under fresh deadlines."""
     if not row.timed:
         return await step
+    deadlines = row.deadlines(tokens)
+    for deadline in deadlines:
+        deadline.expired = False  # the generator may have swallowed the last one
     if not row.arm(tokens):
-        return await _expiring(row.deadlines(tokens), step)
+        return await _expiring(deadlines, step)
     try:
         return await step
     finally:

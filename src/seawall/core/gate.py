@@ -62,7 +62,8 @@ class Row:
 
     def __init__(self, guards: tuple[Guard, ...]) -> None:
         self.guards = guards
-        self.timed = tuple(index for index, guard in enumerate(guards) if isinstance(guard, Timed))
+        # innermost first: the order in which nested deadlines take back their cancellations
+        self.timed = tuple(index for index in reversed(range(len(guards))) if isinstance(guards[index], Timed))
         self.one_timed = self.timed[0] if len(self.timed) == 1 else None  # nearly always
         self.enters = tuple(guard.enter for guard in guards)
         self.exits = tuple(guard.exit for guard in reversed(guards))
@@ -74,11 +75,10 @@ class Row:
         while wait is not None:
             try:
                 await wait.sleeper.sleep(wait.until - clock())
-                granted = self._resume(tokens, wait, async_sleeper)
             except BaseException as exc:
                 self._give_up(tokens, wait, exc)
                 raise
-            if granted:
+            if self._resume(tokens, wait, async_sleeper):
                 wait = self._ask(tokens, async_sleeper) if len(tokens) < len(self.guards) else None
             if _pending:
                 events.deliver()
@@ -94,11 +94,10 @@ class Row:
                 self._refuse(tokens, wait)
             try:
                 wait.sleeper.sleep_sync(wait.until - clock())
-                granted = self._resume(tokens, wait, ThreadSleeper)
             except BaseException as exc:
                 self._give_up(tokens, wait, exc)
                 raise
-            if granted:
+            if self._resume(tokens, wait, ThreadSleeper):
                 wait = self._ask(tokens, ThreadSleeper)
             if _pending:
                 events.deliver()
@@ -132,21 +131,29 @@ class Row:
             raise
         return None
 
-    @staticmethod
-    def _resume(tokens: list[Token], wait: Wait, sleeper: MakeSleeper) -> bool:
-        with lock:
-            try:
-                tokens.append(wait.resume(clock()))
-            except Wait as again:
-                bed(again, sleeper)
-                again.with_traceback(None)
-                return False
+    def _resume(self, tokens: list[Token], wait: Wait, sleeper: MakeSleeper) -> bool:
+        try:
+            with lock:
+                try:
+                    tokens.append(wait.resume(clock()))
+                except Wait as again:
+                    bed(again, sleeper)
+                    again.with_traceback(None)
+                    return False
+        except BaseException as exc:
+            self.fail(tokens, exc)
+            raise
         return True
 
     def _refuse(self, tokens: list[Token], wait: Wait) -> NoReturn:
-        error = wait.refuse()
-        self._give_up(tokens, wait, error)
-        raise error
+        with lock:
+            wait.abandon(clock())
+            error = wait.refuse(clock())
+        try:
+            self.fail(tokens, error)
+            raise error
+        finally:
+            del error
 
     def _give_up(self, tokens: list[Token], wait: Wait, exc: BaseException) -> None:
         """The call left while it waited."""
@@ -166,7 +173,7 @@ class Row:
             del outcome, exc  # or this frame, its traceback and the error would be a cycle
 
     def deadlines(self, tokens: list[Token]) -> list[Deadline]:
-        """The deadlines among the tokens of a call, outermost first."""
+        """The deadlines among the tokens of a call, innermost first."""
         return [token for index in self.timed if isinstance(token := tokens[index], Deadline)]
 
     def arm(self, tokens: list[Token]) -> bool:

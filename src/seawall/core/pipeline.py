@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 from seawall.core import checks
 from seawall.core.decorate import Policy, decorate, rows
 from seawall.core.gate import Row
-from seawall.core.policy import GuardPolicy, admit
+from seawall.core.policy import admit
 from seawall.core.protocol import Around, Guard
 from seawall.core.scope import Permit, Scope
 
@@ -57,8 +57,7 @@ class Pipeline:
 
     def admit(self) -> Permit:
         """Let one call in by hand, without waiting, and say later how it ended."""
-        self._row()
-        return admit(tuple(policy for policy in self.policies if isinstance(policy, GuardPolicy)))
+        return admit(self._row().guards)
 
     def _row(self) -> Row:
         parts = rows(self.policies) or [Row(())]

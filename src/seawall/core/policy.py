@@ -11,7 +11,7 @@ from seawall.core.decorate import decorate
 from seawall.core.errors import Rejected
 from seawall.core.events import CallRejected, Event, Listener
 from seawall.core.gate import Row
-from seawall.core.protocol import Token
+from seawall.core.protocol import Guard, Token
 from seawall.core.scope import Permit, Scope, pop, push
 
 P = ParamSpec("P")
@@ -111,9 +111,9 @@ class GuardPolicy:
         return gate.clock()
 
 
-def admit(guards: tuple[GuardPolicy, ...]) -> Permit:
+def admit(guards: tuple[Guard, ...]) -> Permit:
     """A permit for one call past `guards`."""
     for guard in guards:
-        if guard.needs_event_loop:
+        if getattr(guard, "needs_event_loop", False):
             raise TypeError(f"{type(guard).__name__} can't cancel a call that is let in by hand; use scope()")
     return Permit(Row(guards))

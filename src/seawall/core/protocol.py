@@ -90,8 +90,8 @@ class Wait(Exception):
         """The call will not come (cancelled while it waited): give back whatever it was promised."""
         raise NotImplementedError
 
-    def refuse(self) -> Exception:
-        """The error for a caller that can't sleep."""
+    def refuse(self, now: float) -> Exception:
+        """The error for a caller that can't sleep, asked for after `abandon`."""
         raise NotImplementedError
 
 

@@ -105,8 +105,8 @@ class Permit:
 
     def __del__(self) -> None:
         if getattr(self, "_tokens", None) is not None:
+            self.cancel()  # first: the warning may be raised
             warnings.warn("a permit was dropped without success, failure or cancel", ResourceWarning, stacklevel=2)
-            self.cancel()
 
 
 _open: ContextVar[tuple[tuple[object, Scope], ...]] = ContextVar("seawall_open", default=())

@@ -60,10 +60,12 @@ class Timers:
         self._handle, self._when = None, float("inf")
         now = self.time() + _EARLY
         for after, queue in list(self._queues.items()):
-            while queue:
-                one, when = next(iter(queue.items()))
+            due = []  # found first, deleted later: a dict that keeps losing its head is slow to find the next
+            for one, when in queue.items():
                 if when > now:
                     break
+                due.append(one)
+            for one in due:
                 del queue[one]
                 one.expire()
             if not queue:

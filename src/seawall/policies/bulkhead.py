@@ -45,7 +45,7 @@ class _Waiting(Wait):
         if now < self.until:
             raise self
         self.bulkhead._waiting.pop(self, None)
-        raise self.bulkhead._refused(self.refuse(), now)
+        raise self.refuse(now)
 
     def abandon(self, now: float) -> None:
         self.bulkhead._waiting.pop(self, None)
@@ -53,8 +53,8 @@ class _Waiting(Wait):
             self.granted = False
             self.bulkhead._hand_over()
 
-    def refuse(self) -> Rejected:
-        return BulkheadFullError(self.bulkhead.name)
+    def refuse(self, now: float) -> Rejected:
+        return self.bulkhead._refused(BulkheadFullError(self.bulkhead.name), now)
 
 
 class Bulkhead(GuardPolicy):

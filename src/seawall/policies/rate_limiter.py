@@ -44,8 +44,8 @@ class _Waiting(Wait):
     def abandon(self, now: float) -> None:
         self.limiter._leave_queue(self)
 
-    def refuse(self) -> Rejected:
-        return RateLimitedError(self.limiter.name, self.limiter._expected(self.limiter._now()))
+    def refuse(self, now: float) -> Rejected:
+        return self.limiter._refused(RateLimitedError(self.limiter.name, self.limiter._expected(now)), now)
 
 
 class RateLimiter(GuardPolicy):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from fractions import Fraction
 
 from seawall.core import checks, events
 from seawall.core.counts import RollingWindow
@@ -77,6 +78,7 @@ class SLO(GuardPolicy):
         self.window = checks.seconds("window", window)
         self.on = checks.exceptions("on", on)
         self.ignore = checks.exceptions("ignore", ignore)
+        self._tolerated = float(1 - Fraction(repr(self.target)))  # in floats 1 - 0.99 is more than 0.01
         self._slow_from = float("inf") if self.latency is None else self.latency
         self._counts = [0, 0]  # good, bad
         self._neither = 0
@@ -120,7 +122,7 @@ class SLO(GuardPolicy):
     def _burn(self, now: float, seconds: float) -> float:
         ring = next((ring for ring in self._rings if seconds <= ring.seconds), self._rings[-1])
         good, bad = ring.since(now, self._counts, seconds)
-        return bad / (good + bad) / (1 - self.target) if good + bad else 0.0
+        return bad / (good + bad) / self._tolerated if good + bad else 0.0
 
     def _budget(self, now: float) -> float:
         return 1 - self._burn(now, self.window)
