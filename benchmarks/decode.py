@@ -7,6 +7,7 @@ over rounds. Memory is that of a fresh process which loads the int8 model and an
     PRECISION_tok_s      new tokens per second, greedy, 128 tokens after a prompt of 64
     int8_prefill_tok_s   prompt tokens read per second, 512 of them
     ttft_ms              from `start` to the first token, a chat prompt of 36 tokens, int8
+    int8_load_ms         `Decoder.load`, verification of the files by digest included
     rss_mb               resident memory, int8
     loop_p50/p99_ms      how late a 1 ms sleep on the event loop is while int8 decodes in a worker thread
     python_share         part of an int8 decoding step that is spent outside ONNX Runtime
@@ -42,7 +43,14 @@ def run(json: Path | None, *, peers: bool) -> dict[str, float]:
     int8 = decoders["int8"]
     text = int8.encode(TEXT.read_text(encoding="utf-8"))
     samples: dict[str, Any] = {f"{precision}_tok_s": [] for precision in decoders}
-    samples |= {"int8_prefill_tok_s": [], "ttft_ms": [], "loop_idle_ms": [], "loop_ms": [], "python_share": []}
+    samples |= {
+        "int8_prefill_tok_s": [],
+        "ttft_ms": [],
+        "int8_load_ms": [],
+        "loop_idle_ms": [],
+        "loop_ms": [],
+        "python_share": [],
+    }
     for decoder in decoders.values():  # warm-up
         decode(decoder, text[:64], 16)
     for _ in range(ROUNDS):
@@ -50,6 +58,7 @@ def run(json: Path | None, *, peers: bool) -> dict[str, float]:
             samples[f"{precision}_tok_s"].append(decode(decoder, text[:64], NEW_TOKENS))
         samples["int8_prefill_tok_s"].append(512 / first_token(int8, text[:512]))
         samples["ttft_ms"].append(first_token(int8, int8.encode_chat(QUESTION)) * 1e3)
+        samples["int8_load_ms"].append(load() * 1e3)
         samples["python_share"].append(python_share(int8, text[:64]))
         samples["loop_idle_ms"] += asyncio.run(lateness(None, text[:64]))
         samples["loop_ms"] += asyncio.run(lateness(int8, text[:64]))
@@ -84,6 +93,13 @@ def first_token(decoder: Decoder, prompt: list[int]) -> float:
     with decoder.start(prompt, max_tokens=1) as sequence:
         for _ in sequence:
             pass
+        return time.perf_counter() - begun
+
+
+def load() -> float:
+    """Seconds to load the int8 model, its files being in the page cache."""
+    begun = time.perf_counter()
+    with Decoder.load(NAME):
         return time.perf_counter() - begun
 
 

@@ -127,7 +127,7 @@ def test_a_chat_template_cannot_reach_out_of_its_sandbox(tmp_path):
 
 
 def test_an_unknown_model_is_named_with_those_that_are_known(tmp_path):
-    for name in ("smollm3", str(tmp_path / "missing.gguf"), str(tmp_path), "a\0b"):
+    for name in ("smollm3", str(tmp_path / "missing.gguf"), str(tmp_path), "a\0b", "x" * 5000, "~nobody-here/x", None):
         with pytest.raises(UnknownModelError, match="'smollm2-135m'"):
             prepare(name, cache_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []

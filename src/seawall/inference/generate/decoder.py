@@ -31,6 +31,7 @@ from .sequence import Sequence
 from .slot import Slot
 
 _KEPT_SLOTS = 4  # free caches kept for reuse; more would hold the memory of a burst for ever
+_MOST_STOPS, _LONGEST_STOP = 16, 256  # they are searched for at every token
 _MEASURED = 64  # tokens per piece of `logits`
 
 
@@ -144,6 +145,7 @@ class Decoder:
         """Tokens of a plain text: no template around it, and nothing in it acts as a control token."""
         if not isinstance(text, str):
             raise InvalidPromptError(f"a text is a str, got {type(text).__name__}")
+        self._refuse_hopeless(text)
         return self._codec.encode_verbatim(text)
 
     def encode_chat(self, messages: str | Seq[Message]) -> list[int]:
@@ -151,7 +153,10 @@ class Decoder:
 
         Control tokens come from the template alone: a message that spells one out cannot end its own turn.
         """
-        return self._template.encode(checked_messages(messages))
+        checked = checked_messages(messages)
+        for message in checked:
+            self._refuse_hopeless(message["content"])
+        return self._template.encode(checked)
 
     def decode(self, tokens: Seq[int]) -> str:
         """The text of a list of tokens, control tokens left out."""
@@ -174,8 +179,14 @@ class Decoder:
         prompt = self._checked_prompt(prompt_tokens, self.context - 1)
         if type(max_tokens) is not int or max_tokens < 1:
             raise InvalidSettingError(f"max_tokens must be a whole number of at least 1, got {max_tokens!r}")
-        if isinstance(stop, str) or not all(type(text) is str and text for text in stop):
-            raise InvalidSettingError(f"stop must be a list of strings that are not empty, got {stop!r}")
+        if (
+            isinstance(stop, str)
+            or len(stop) > _MOST_STOPS
+            or not all(type(text) is str and 0 < len(text) <= _LONGEST_STOP for text in stop)
+        ):
+            raise InvalidSettingError(
+                f"stop must be at most {_MOST_STOPS} strings of 1 to {_LONGEST_STOP} characters, got {stop!r:.200}"
+            )
         sequence = Sequence(
             self._lend(),
             self._take_back,
@@ -209,6 +220,12 @@ class Decoder:
             self._free.clear()
         for sequence in list(self._active):
             sequence.close()
+
+    def _refuse_hopeless(self, text: str) -> None:
+        """Refuse a text that cannot fit before spending seconds on encoding it."""
+        fewest = self._codec.fewest_tokens(text)
+        if fewest > self.context:
+            raise PromptTooLongError(fewest, self.context - 1)
 
     def _checked_prompt(self, tokens: Seq[int], limit: int) -> list[int]:
         if isinstance(tokens, (str, bytes)):

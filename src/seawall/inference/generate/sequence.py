@@ -11,7 +11,12 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from seawall.inference.errors import DecoderClosedError, GenerationCancelledError, SequenceBusyError
+from seawall.inference.errors import (
+    DecoderClosedError,
+    GenerationCancelledError,
+    RuntimeFailure,
+    SequenceBusyError,
+)
 from seawall.inference.models.tokenizer import TextCodec
 from seawall.inference.runtime import ort
 
@@ -117,8 +122,9 @@ class Sequence:
             if self._pending:
                 return Step(None, "", None, len(part))
             return self._accept(self._choose(logits), len(part) if reading else 0)
-        except GenerationCancelledError:
-            self._cancelled = True
+        except RuntimeFailure as error:
+            if self._cancelled or self._closed:  # however the runtime words that it was told to stop
+                raise GenerationCancelledError("this sequence was cancelled during a step") from error
             raise
         finally:
             self._end()

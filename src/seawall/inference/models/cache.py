@@ -32,13 +32,12 @@ _MANIFEST_LIMIT = 1 << 20
 
 def cache_folder(override: str | os.PathLike[str] | None = None) -> Path:
     """The folder for model files: `override`, else `$SEAWALL_CACHE`, else the user's XDG cache folder."""
-    if override is not None:
-        return Path(override).expanduser()
-    if named := os.environ.get("SEAWALL_CACHE"):
+    xdg = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    named = override or os.environ.get("SEAWALL_CACHE") or Path(xdg) / "seawall"
+    try:
         return Path(named).expanduser()
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg) / "seawall"
-    return Path("~/.cache/seawall").expanduser()
+    except RuntimeError as error:  # a container's user without a home folder
+        raise ModelCacheError(named, OSError(errno.ENOENT, "this user has no home folder")) from error
 
 
 @contextlib.contextmanager

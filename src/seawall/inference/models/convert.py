@@ -55,7 +55,7 @@ def prepare(
     if precision not in PRECISIONS:
         raise UnknownPrecisionError(precision, PRECISIONS)
     name, given = _named_or_file(model)
-    source_digest = sha256_of(given) if given else CATALOGUE[name].sha256
+    source_digest = _digest(given) if given else CATALOGUE[name].sha256
     target = cache_folder(cache_dir) / name / f"{precision}-v{FORMAT}-{source_digest[:12]}"
     identity = {"format": FORMAT, "precision": precision, "source_sha256": source_digest}
     if (facts := _usable(target, identity)) is None:
@@ -69,13 +69,21 @@ def prepare(
 def _named_or_file(model: str | os.PathLike[str]) -> tuple[str, Path | None]:
     if isinstance(model, str) and model in CATALOGUE:
         return model, None
-    path = Path(model).expanduser()
     try:
-        if not path.is_file():
-            raise UnknownModelError(str(model), CATALOGUE)
-    except ValueError as error:  # a path with a null byte
+        path = Path(model).expanduser()
+        found = path.is_file()
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # no path that could exist
         raise UnknownModelError(str(model), CATALOGUE) from error
+    if not found:
+        raise UnknownModelError(str(model), CATALOGUE)
     return "files", path
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise CorruptModelError(path, f"it cannot be read: {error.strerror}") from error
 
 
 def _usable(target: Path, identity: dict[str, Any]) -> dict[str, Any] | None:

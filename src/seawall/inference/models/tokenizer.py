@@ -91,6 +91,11 @@ class TextCodec:
         self.specials: dict[str, int] = {token.content: index for index, token in added.items() if token.special}
         self._special_ids = frozenset(self.specials.values())
         self._bytes: dict[int, bytes] = {}
+        self._longest = max(map(len, self._tokenizer.get_vocab()), default=1)  # one letter is at least one byte
+
+    def fewest_tokens(self, text: str) -> int:
+        """A lower bound on the tokens of a text, without the work of encoding it."""
+        return len(text) // self._longest
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text in which the model's control tokens act as such; for templates."""

@@ -7,6 +7,7 @@ to leave ONNX Runtime's own choice alone.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import sys
@@ -26,6 +27,10 @@ from seawall.inference.errors import (
 
 _OPT_IN = "SEAWALL_ORT_TELEMETRY"
 _OPT_OUT = "ORT_DISABLE_TELEMETRY"
+_DISTRIBUTIONS = tuple(
+    f"onnxruntime{flavour}"
+    for flavour in ("", "-gpu", "-directml", "-openvino", "-qnn", "-rocm", "-migraphx", "-silicon", "-training")
+)
 
 
 def _silence_telemetry() -> None:
@@ -42,9 +47,15 @@ def _silence_telemetry() -> None:
 
 
 def installed_distributions() -> list[str]:
-    """Installed distributions that provide the module `onnxruntime`, each with its version."""
-    names = importlib.metadata.packages_distributions().get("onnxruntime", [])
-    return sorted({f"{name} {importlib.metadata.version(name)}" for name in names})
+    """Installed distributions that bring a module `onnxruntime`, each with its version.
+
+    Asked for by name: listing what every installed package brings takes 0.2 s.
+    """
+    found = []
+    for name in _DISTRIBUTIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return found
 
 
 def check_single_distribution(installed: list[str]) -> None:
