@@ -89,11 +89,17 @@ def kind_of(fn: Callable[..., Any]) -> Kind:
     for candidate in (fn, type(fn).__call__):
         if inspect.isasyncgenfunction(candidate):
             return Kind.STREAM
-        if inspect.iscoroutinefunction(candidate):
+        if inspect.iscoroutinefunction(candidate) or _is_iterable_coroutine(candidate):
             return Kind.ASYNC
         if inspect.isgeneratorfunction(candidate):
             return Kind.GENERATOR
     return Kind.PLAIN
+
+
+def _is_iterable_coroutine(fn: object) -> bool:
+    """Whether `fn` is a generator function that `types.coroutine` made awaitable."""
+    code = getattr(fn, "__code__", None)
+    return code is not None and bool(code.co_flags & inspect.CO_ITERABLE_COROUTINE)
 
 
 def _guarded(fn: object) -> Guarded | None:

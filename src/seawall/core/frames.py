@@ -105,13 +105,12 @@ def sync_frame(fn: Callable[..., Any], row: Row, name: str) -> Callable[..., Any
             raise
         try:
             result = fn(*args, **kwargs)
-            if hasattr(result, "__await__"):
+            if hasattr(type(result), "__await__"):  # the type: a proxy says yes to any attribute
                 raise _not_plain(name, result)
         except BaseException as exc:
             row.fail(tokens, exc, span)
             raise
-        row.leave_well(tokens)
-        _end(span, None)
+        row.leave_well(tokens, span)
         return result
 
     return guarded
@@ -142,8 +141,7 @@ def generator_frame(fn: Callable[..., Generator[Any, Any, Any]], row: Row, name:
         except BaseException as exc:
             row.fail(tokens, exc, span)
             raise
-        row.leave_well(tokens)
-        _end(span, None)
+        row.leave_well(tokens, span)
         return result
 
     return guarded
@@ -183,8 +181,7 @@ def stream_frame(fn: Callable[..., AsyncGenerator[Any, Any]], row: Row, name: st
                     step = stream.asend(sent)
                 item = await _step(row, tokens, step)
         except StopAsyncIteration:
-            row.leave_well(tokens)
-            _end(span, None)
+            row.leave_well(tokens, span)
         except BaseException as exc:
             row.fail(tokens, exc, span)
             raise
@@ -197,14 +194,15 @@ async def _step(row: Row, tokens: list[Token], step: Awaitable[Any]) -> Any:
     if not row.timed:
         return await step
     deadlines = row.deadlines(tokens)
-    for deadline in deadlines:
-        deadline.expired = False  # the generator may have swallowed the last one
     if not row.arm(tokens):
         return await _expiring(deadlines, step)
     try:
-        return await step
+        item = await step
     finally:
         row.disarm(tokens)
+    for deadline in deadlines:
+        deadline.expired = False  # swallowed: the item came, and a later cancellation is not ours
+    return item
 
 
 def around_frame(fn: Callable[..., Awaitable[Any]], around: Around) -> Callable[..., Awaitable[Any]]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from seawall.core import events
-from seawall.core.protocol import Deadline, Guard, Timed, Token, Wait
+from seawall.core.protocol import Deadline, Guard, Token, Wait
 from seawall.core.sleeping import MakeSleeper, ThreadSleeper, async_sleeper, on_asyncio, on_trio
 from seawall.core.timers import arm, disarm
 
@@ -63,7 +63,9 @@ class Row:
     def __init__(self, guards: tuple[Guard, ...]) -> None:
         self.guards = guards
         # innermost first: the order in which nested deadlines take back their cancellations
-        self.timed = tuple(index for index in reversed(range(len(guards))) if isinstance(guards[index], Timed))
+        self.timed = tuple(
+            index for index in reversed(range(len(guards))) if getattr(guards[index], "issues_deadlines", False)
+        )
         self.one_timed = self.timed[0] if len(self.timed) == 1 else None  # nearly always
         self.enters = tuple(guard.enter for guard in guards)
         self.exits = tuple(guard.exit for guard in reversed(guards))
@@ -81,9 +83,9 @@ class Row:
             if self._resume(tokens, wait, async_sleeper):
                 wait = self._ask(tokens, async_sleeper) if len(tokens) < len(self.guards) else None
             if _pending:
-                events.deliver()
+                self._deliver(tokens)
         if _pending:
-            events.deliver()
+            self._deliver(tokens)
 
     def enter_sync(self) -> list[Token]:
         """`enter` for plain functions. Never blocks a thread that runs an event loop: there it refuses."""
@@ -100,9 +102,9 @@ class Row:
             if self._resume(tokens, wait, ThreadSleeper):
                 wait = self._ask(tokens, ThreadSleeper)
             if _pending:
-                events.deliver()
+                self._deliver(tokens)
         if _pending:
-            events.deliver()
+            self._deliver(tokens)
         return tokens
 
     def enter_now(self) -> list[Token]:
@@ -112,8 +114,15 @@ class Row:
         if wait is not None:
             self._refuse(tokens, wait)
         if _pending:
-            events.deliver()
+            self._deliver(tokens)
         return tokens
+
+    def _deliver(self, tokens: list[Token]) -> None:
+        try:
+            events.deliver()
+        except BaseException as exc:  # Ctrl-C or SystemExit in a listener: the call never starts
+            self.fail(tokens, exc)
+            raise
 
     def _ask(self, tokens: list[Token], sleeper: MakeSleeper) -> Wait | None:
         """Enter the guards that `tokens` lacks. Stops at one that says "not yet" and returns its wait."""
@@ -187,9 +196,11 @@ class Row:
         for index in self.timed:
             disarm(tokens[index])  # type: ignore[arg-type]
 
-    def leave_well(self, tokens: list[Token]) -> None:
+    def leave_well(self, tokens: list[Token], span: EndSpan | None = None) -> None:
         """The call returned. Raises what a guard says instead."""
         outcome = self.leave(tokens, None)
+        if span is not None:
+            span(outcome)
         if outcome is not None:
             try:
                 raise outcome

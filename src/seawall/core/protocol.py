@@ -95,15 +95,11 @@ class Wait(Exception):
         raise NotImplementedError
 
 
-@runtime_checkable
-class Timed(Protocol):
-    """A guard whose token is a `Deadline`: the gate cancels the call when the time has come."""
-
-    after: float
-
-
 class Deadline:
-    """The token of a call that must be over in `after` seconds; `expired` says the gate cancelled it for that."""
+    """The token of a call that must be over in `after` seconds; `expired` says the gate cancelled it for that.
+
+    A guard whose tokens these are has the class attribute `issues_deadlines = True`.
+    """
 
     __slots__ = ("after", "cancelling", "expired", "queue", "task")
 

@@ -63,9 +63,15 @@ class Scope:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         tokens, self._tokens = self._tokens or [], []
-        if self._cancel is not None and self._cancel.__exit__(kind, exc, trace):
-            min(self._row.deadlines(tokens), key=lambda deadline: deadline.after).expired = True
-            exc = asyncio.CancelledError()
+        if self._cancel is not None:
+            try:
+                self._cancel.__exit__(kind, exc, trace)
+            except BaseException as rest:  # of a group of errors, without the cancellations
+                self._row.fail(tokens, rest)
+                raise
+            if self._cancel.cancelled_caught:  # trio's __exit__ also says True where all went well
+                min(self._row.deadlines(tokens), key=lambda deadline: deadline.after).expired = True
+                exc = asyncio.CancelledError()
         self._row.disarm(tokens)
         if exc is not None:
             self._row.fail(tokens, exc)

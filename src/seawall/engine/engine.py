@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
 from collections.abc import Sequence as Seq
@@ -85,6 +86,8 @@ class Engine:
         self._load = load
         self._decoder: Decoder | None = None
         self._worker: Worker | None = None
+        self._opening = threading.Lock()
+        self._closes = 0
         self._guarded = Pipeline(*self.policies, name=f"{name}.generate")(self._steps)
 
     @classmethod
@@ -132,20 +135,33 @@ class Engine:
 
     async def open(self) -> Self:
         """Load the model, in the worker thread."""
-        if self._worker is None:
-            worker = Worker(f"seawall-{self.name}")
-            try:
-                self._decoder = await worker.run(self._load)
-            except BaseException:
-                worker.close()
-                raise
-            self._worker = worker
+        if self._worker is not None:
+            return self
+        closes = self._closes
+        worker = Worker(f"seawall-{self.name}")
+        try:
+            decoder = await worker.run(self._load)
+        except BaseException:
+            worker.close()
+            raise
+        with self._opening:  # another task may have opened the engine meanwhile, or closed it
+            closed = self._closes != closes
+            adopted = not closed and self._worker is None
+            if adopted:
+                self._worker, self._decoder = worker, decoder
+        if not adopted:
+            worker.close()
+            decoder.close()
+        if closed:
+            raise EngineClosedError(f"engine {self.name!r} was closed while it was opening")
         return self
 
     def close(self) -> None:
         """Free the model. Calls in flight end with `EngineClosedError` at their next step."""
-        worker, self._worker = self._worker, None
-        decoder, self._decoder = self._decoder, None
+        with self._opening:
+            self._closes += 1
+            worker, self._worker = self._worker, None
+            decoder, self._decoder = self._decoder, None
         if worker is not None:
             worker.close()
         if decoder is not None:
@@ -202,7 +218,8 @@ class Engine:
         try:
             finished = False
             while not finished:
-                self._opened()
+                if self._worker is not worker:
+                    raise EngineClosedError(f"engine {self.name!r} was closed during this answer")
                 step = await worker.run(sequence.step, sequence.cancel)
                 finished = step is None or step.finish is not None
                 if step is not None and step.token is not None:
@@ -232,7 +249,7 @@ class Engine:
 
 def _default_policies(name: str) -> tuple[Policy, ...]:
     return (
-        CircuitBreaker(name, ignore=(PromptError, InvalidSettingError)),
+        CircuitBreaker(name, ignore=(PromptError, InvalidSettingError, EngineClosedError)),
         Bulkhead(name, max_concurrent=4, max_queued=32, max_wait=30.0),
         Timeout(name, 30.0),
     )

@@ -68,6 +68,10 @@ class Worker:
         self._submit(job)
         try:
             await sleeper.sleep(float("inf"))
+        except GeneratorExit:  # the event loop is gone; nobody can wait for the work
+            if cancel is not None:
+                cancel()
+            raise
         except BaseException:
             if cancel is not None:
                 cancel()
@@ -109,6 +113,8 @@ async def _settled(job: _Job[T]) -> None:
                 return
             try:
                 await sleeper.sleep(float("inf"))
+            except GeneratorExit:
+                raise
             except BaseException:  # noqa: S112 - cancelled again; the first cancellation is on its way
                 continue
 

@@ -93,7 +93,7 @@ class RateLimiter(GuardPolicy):
         self.max_wait = checks.seconds("max_wait", max_wait, zero=True, infinite=True)
         self._interval = self.per / self.rate
         # A clock's readings carry a rounding error; a call that comes when it was told to must get in.
-        self._early = (self.burst - 1) * self._interval + min(1e-9, self._interval / 2)
+        self._early = (self.burst - 1) * self._interval + min(1e-6, self._interval / 2)
         self._arrival = -math.inf  # theoretical arrival time of the next call
         self._admitted = 0
         self._waiting: OrderedDict[_Waiting, None] = OrderedDict()

@@ -59,6 +59,7 @@ class Timeout(GuardPolicy):
 
     kind = "timeout"
     needs_event_loop = True
+    issues_deadlines = True  # the gate arms them
 
     def __init__(self, name: str, after: float | timedelta, *, listeners: Iterable[Listener] = ()) -> None:
         super().__init__(name, listeners)

@@ -127,12 +127,14 @@ class SLO(GuardPolicy):
     def _budget(self, now: float) -> float:
         return 1 - self._burn(now, self.window)
 
-    def burn_rate(self, seconds: float | timedelta = HOUR) -> float:
-        """How fast the budget went over the last `seconds`: 1 uses it up exactly at the window's end.
+    def burn_rate(self, seconds: float | timedelta | None = None) -> float:
+        """How fast the budget went over the last `seconds`; an hour, or the window if shorter, unless told.
+
+        1 uses the budget up exactly at the window's end.
 
         Look backs are answered to within a slot (10 s up to an hour); one longer than the window is an error.
         """
-        span = checks.seconds("seconds", seconds)
+        span = min(HOUR, self.window) if seconds is None else checks.seconds("seconds", seconds)
         if span > self.window:
             raise ValueError(f"seconds must be at most the window ({self.window:g} s), got {span:g}")
         with self._lock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from seawall.core.policy import GuardPolicy
@@ -23,6 +23,18 @@ DESCRIPTIONS = {
     "seawall.limiter.available": "Calls that could start now.",
     "seawall.limiter.waiting": "Calls that wait for their turn.",
     "seawall.timeout.calls": "Calls by what became of them.",
+}
+
+
+def _sum(one: float, other: float) -> float:
+    return one + other
+
+
+_WORST: dict[str, Callable[[float, float], float]] = {
+    "error_budget": min,
+    "burn_rate": max,
+    "failure_rate": max,
+    "state": max,
 }
 
 
@@ -58,9 +70,14 @@ def _policies() -> Iterator[GuardPolicy]:
 
 
 def summed(readings: Iterator[Reading]) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
-    """Readings by metric and attributes; policies of one kind that share a name are added up."""
+    """Readings by metric and attributes.
+
+    Where policies of one kind share a name, amounts add up; shares do not, so the worst one is told.
+    """
     table: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
     for metric, attributes, value in readings:
         rows = table.setdefault(metric, {})
-        rows[attributes] = rows.get(attributes, 0.0) + value
+        known = rows.get(attributes)
+        merge = _WORST.get(metric.rpartition(".")[2], _sum)
+        rows[attributes] = value if known is None else merge(known, value)
     return table

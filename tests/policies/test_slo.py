@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seawall import SLO, BudgetExhausted, Bulkhead, BulkheadFullError, CircuitOpenError, use_clock
+from seawall.testing import run
+
+
+def call(guard, now, error=None, took=0.0):
+    guard.exit(guard.enter(now - took), now, error)
+
+
+def budget(guard, now):
+    with use_clock(lambda: now):
+        return guard.error_budget
+
+
+def test_success_in_time_is_good_and_failure_or_lateness_bad():
+    guard = SLO("s", target=0.9, latency=0.5)
+    call(guard, 10.0)
+    call(guard, 10.0, took=0.5)
+    call(guard, 10.0, took=0.501)
+    call(guard, 10.0, OSError())
+    call(guard, 10.0, BulkheadFullError("k"))
+    call(guard, 10.0, asyncio.CancelledError())
+    call(guard, 10.0, GeneratorExit(), took=9)
+    assert guard.counters() == {"good": 2, "bad": 3, "neither": 2}
+
+
+def test_a_refused_call_is_bad_even_where_other_errors_are_not():
+    guard = SLO("s", target=0.9, on=OSError, ignore=FileNotFoundError)
+    for error in (CircuitOpenError("b"), PermissionError(), FileNotFoundError(), ValueError()):
+        call(guard, 1.0, error)
+    assert guard.counters() == {"good": 0, "bad": 2, "neither": 2}
+
+
+def test_it_sees_refusals_and_waits_of_the_policies_further_in():
+    guard, places = SLO("s", target=0.9, latency=1.0), Bulkhead("k", max_concurrent=1, max_queued=1, max_wait=10)
+
+    @guard
+    @places
+    async def work():
+        await asyncio.sleep(0.8)
+
+    async def main():
+        await asyncio.gather(*(work() for _ in range(3)), return_exceptions=True)
+
+    run(main())
+    assert guard.counters() == {"good": 1, "bad": 2, "neither": 0}  # the second waited .8 s, the third was refused
+
+
+def test_the_budget_is_used_up_exactly_at_the_target():
+    for target, bad in ((0.9, 100), (0.99, 10), (0.999, 1), (0.5, 500)):
+        guard = SLO("s", target=target)
+        for number in range(1000):
+            call(guard, 5.0, OSError() if number < bad else None)
+        assert budget(guard, 5.0) == 0.0
+
+
+def test_the_budget_may_be_overspent_and_is_whole_before_any_call():
+    guard = SLO("s", target=0.9)
+    assert budget(guard, 0.0) == 1.0
+    call(guard, 1.0, OSError())
+    assert budget(guard, 1.0) == pytest.approx(-9.0)
+
+
+def test_exhaustion_is_told_once_and_again_after_a_recovery():
+    heard = []
+    guard = SLO("s", target=0.5, window=100.0, listeners=[heard.append])
+    with use_clock(lambda: 0.0):
+        for at in (0.0, 1.0, 2.0):
+            call(guard, at, OSError())
+    for _ in range(10):
+        call(guard, 50.0)
+    for _ in range(20):
+        call(guard, 60.0, OSError())
+    from seawall.core import events
+
+    events.deliver()
+    assert [(type(event), event.policy, event.at) for event in heard] == [
+        (BudgetExhausted, "s", 0.0),
+        (BudgetExhausted, "s", 60.0),
+    ]
+    assert heard[0].burn_rate == 2.0
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    calls=st.lists(
+        st.tuples(st.floats(0, 5000), st.sampled_from([None, None, OSError(), KeyboardInterrupt()])), max_size=60
+    ),
+    window=st.sampled_from([1800.0, 7200.0, 30 * 86400.0]),
+    target=st.sampled_from([0.5, 0.9, 0.99]),
+    look=st.floats(0, 1),
+)
+def test_budget_and_burn_rates_agree_with_a_replay_of_all_calls(calls, window, target, look):
+    guard = SLO("s", target=target, window=window)
+    history, now = [], 1000.0
+    for gap, error in calls:
+        now += gap
+        call(guard, now, error)
+        if not isinstance(error, KeyboardInterrupt):
+            history.append((now, error is not None))
+
+    def share(since):
+        outcomes = [bad for at, bad in history if at >= since]
+        return sum(outcomes) / len(outcomes) if outcomes else 0.0
+
+    def possible(seconds, slot):
+        """Each answer that is right to within a slot: the look back begins at one of these moments."""
+        starts = {now - seconds - slot, now - seconds + slot}
+        starts |= {at for at, _ in history if now - seconds - slot - 1e-6 <= at <= now - seconds + slot + 1e-6}
+        return {round(share(start) / (1 - target), 6) for one in starts for start in (one, math.nextafter(one, 1e99))}
+
+    with use_clock(lambda: now):
+        seen = round(guard.burn_rate(window), 6)
+        assert seen in possible(
+            window, window / 720 if window > 21600 else window / 72 if window > 3600 else window / 360
+        )
+        assert guard.error_budget == pytest.approx(1 - guard.burn_rate(window))
+        seconds = max(10.0, look * min(3600.0, window))
+        assert round(guard.burn_rate(seconds), 6) in possible(seconds, min(3600.0, window) / 360)
+
+
+def test_a_burn_rate_looks_back_as_far_as_it_was_asked_to():
+    guard = SLO("s", target=0.9)
+    call(guard, 1000.0, OSError())
+    for _ in range(3):
+        call(guard, 3000.0)
+    with use_clock(lambda: 3005.0):
+        assert guard.burn_rate(60) == 0.0
+        assert guard.burn_rate() == pytest.approx(2.5)
+        with pytest.raises(ValueError, match=r"seconds must be at most the window \(2.592e\+06 s\)"):
+            guard.burn_rate(31 * 86400)
+        with pytest.raises(ValueError, match="seconds must be more than 0"):
+            guard.burn_rate(0)
+
+
+def test_counters_only_grow_though_the_window_forgets():
+    guard = SLO("s", target=0.9, window=60)
+    call(guard, 0.0, OSError())
+    call(guard, 1e6)
+    with use_clock(lambda: 1e6):
+        seen = guard.snapshot()
+    assert (seen.good, seen.bad, seen.error_budget, seen.burn_rate_1h, seen.target) == (1, 1, 1.0, 0.0, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "rule"),
+    [
+        ({"target": 1}, ValueError, r"target must be in \(0, 1\), got 1"),
+        ({"target": 99.9}, ValueError, r"target must be in \(0, 1\), got 99.9; for 99.9 % write 0.999"),
+        ({"target": 0}, ValueError, r"target must be in \(0, 1\), got 0"),
+        ({"target": 0.9, "latency": 0}, ValueError, "latency must be more than 0 and finite, got 0 s"),
+        ({"target": 0.9, "window": -1}, ValueError, "window must be more than 0 and finite, got -1 s"),
+        ({"target": 0.9, "on": 5}, TypeError, "on must be an exception class or a tuple of them, got 5"),
+    ],
+)
+def test_a_bad_setting_is_refused_with_its_value_and_the_rule(kwargs, error, rule):
+    with pytest.raises(error, match=rule):
+        SLO("s", **kwargs)
