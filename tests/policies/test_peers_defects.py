@@ -563,3 +563,44 @@ async def test_a_finished_call_leaves_no_deadline_behind_that_could_cancel_its_t
     async with guard:
         pass
     await asyncio.sleep(0.02)  # longer than the timeout: a forgotten deadline would cancel us here
+
+
+def test_a_stream_abandoned_on_a_closed_loop_gives_its_place_back():
+    guard = Bulkhead("k", max_concurrent=1)
+
+    @guard
+    async def stream():
+        yield 1
+        yield 2
+
+    async def begin():
+        items = stream()
+        await anext(items)
+        return items
+
+    loop = asyncio.new_event_loop()
+    items = loop.run_until_complete(begin())
+    loop.close()
+    assert guard.snapshot().active == 1
+    del items
+    gc.collect()
+    assert guard.snapshot().active == 0
+
+
+def test_a_limiter_whose_head_waits_on_a_closed_loop_still_serves_others():
+    guard = RateLimiter("r", rate=20, burst=1, max_wait=60)
+
+    @guard
+    async def call():
+        return 1
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(call())
+    task = loop.create_task(call())
+    loop.run_until_complete(asyncio.sleep(0))
+    assert guard.snapshot().waiting == 1
+    loop.close()
+    with use_clock(lambda: 1e12):  # long overdue
+        assert asyncio.run(call()) == 1
+        assert guard.snapshot().waiting == 0
+    task._log_destroy_pending = False

@@ -56,7 +56,7 @@ class RollingWindow:
         """How much each counter grew in the last `seconds` (the whole window unless told)."""
         if self.turns_at == -math.inf:
             return [0] * len(counters)
-        back = self._slots if seconds is None else min(self._slots, max(1, round(seconds / self._slot)))
+        back = self._slots if seconds is None else min(self._slots, max(1, math.ceil(seconds / self._slot - 1e-9)))
         oldest = math.floor(now / self._slot) - back + 1
         if oldest > self._newest:
             return [0] * len(counters)

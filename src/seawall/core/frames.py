@@ -147,6 +147,20 @@ def generator_frame(fn: Callable[..., Generator[Any, Any, Any]], row: Row, name:
     return guarded
 
 
+class _Held(list[Token]):
+    """The tokens of a stream. One dropped on a closed loop, which finalises nothing, leaves all the same."""
+
+    __slots__ = ("_row",)
+
+    def __init__(self, row: Row) -> None:
+        super().__init__()
+        self._row = row
+
+    def __del__(self) -> None:
+        if self:
+            self._row.leave(self, GeneratorExit())
+
+
 def stream_frame(fn: Callable[..., AsyncGenerator[Any, Any]], row: Row, name: str) -> Callable[..., Any]:
     """`fn`, an async generator function, behind `row` from its first item to its end.
 
@@ -155,7 +169,7 @@ def stream_frame(fn: Callable[..., AsyncGenerator[Any, Any]], row: Row, name: st
     """
 
     async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        tokens: list[Token] = []
+        tokens = _Held(row)
         span = None if gate.tracer is None else gate.tracer(name)
         try:
             await row.enter(tokens)

@@ -106,6 +106,8 @@ class RateLimiter(GuardPolicy):
             self._arrival = (arrival if arrival > now else now) + self._interval
             self._admitted += 1
             return None
+        while self._waiting and (head := next(iter(self._waiting))).until <= now and not head.wake():
+            del self._waiting[head]  # overdue, and its event loop is gone
         expected = self._expected(now)
         if expected > self.max_wait:
             raise self._refused(RateLimitedError(self.name, expected), now)
