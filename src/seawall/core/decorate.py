@@ -13,11 +13,12 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 from seawall.core import frames
 from seawall.core.gate import Row
-from seawall.core.protocol import Around, Guard
+from seawall.core.protocol import Around, AroundPerCall, Guard, GuardPerCall
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Policy: TypeAlias = Guard | Around
+Policy: TypeAlias = Guard | Around | GuardPerCall | AroundPerCall
+POLICY_TYPES = (Guard, Around, GuardPerCall, AroundPerCall)
 
 
 class Kind(enum.Enum):
@@ -110,22 +111,24 @@ def _guarded(fn: object) -> Guarded | None:
 
 def _refuse_misfit(policy: Policy, kind: Kind, fn: Callable[..., Any]) -> None:
     policy_type = type(policy).__name__
-    if not isinstance(policy, (Guard, Around)):
+    if not isinstance(policy, POLICY_TYPES):
         raise TypeError(f"{policy!r} is no policy: it has neither enter and exit nor around and around_sync")
     if kind in (Kind.PLAIN, Kind.GENERATOR) and getattr(policy, "needs_event_loop", False):
         raise TypeError(f"{policy_type} needs an event loop to cancel a call; {label(fn)} is {kind.value}")
-    if kind in (Kind.STREAM, Kind.GENERATOR) and not isinstance(policy, Guard):
+    if kind in (Kind.STREAM, Kind.GENERATOR) and not isinstance(policy, (Guard, GuardPerCall)):
+        if kind is Kind.STREAM and getattr(policy, "streams", False):
+            return
         raise TypeError(f"{policy_type} runs whole calls; {label(fn)} is {kind.value}, which can't be run again")
 
 
-def rows(policies: tuple[Policy, ...]) -> list[Row | Around]:
+def rows(policies: tuple[Policy, ...]) -> list[Row | Around | AroundPerCall]:
     """`policies` with neighbouring guards joined in rows."""
-    parts: list[Row | Around] = []
-    for guards, group in itertools.groupby(policies, lambda policy: isinstance(policy, Guard)):
+    parts: list[Row | Around | AroundPerCall] = []
+    for guards, group in itertools.groupby(policies, lambda policy: isinstance(policy, (Guard, GuardPerCall))):
         if guards:
-            parts.append(Row(tuple(policy for policy in group if isinstance(policy, Guard))))
+            parts.append(Row(tuple(policy for policy in group if isinstance(policy, (Guard, GuardPerCall)))))
         else:
-            parts.extend(policy for policy in group if isinstance(policy, Around))
+            parts.extend(policy for policy in group if isinstance(policy, (Around, AroundPerCall)))
     return parts
 
 
@@ -136,14 +139,16 @@ _FRAMES: dict[Kind, Callable[..., Callable[..., Any]]] = {
     Kind.STREAM: frames.stream_frame,
 }
 
+_AROUND_FRAMES: dict[Kind, Callable[..., Callable[..., Any]]] = {
+    Kind.ASYNC: frames.around_frame,
+    Kind.PLAIN: frames.around_sync_frame,
+    Kind.STREAM: frames.around_stream_frame,
+}
+
 
 def _compose(fn: Callable[..., Any], policies: tuple[Policy, ...], kind: Kind, name: str) -> Callable[..., Any]:
     wrapper = fn
     for part in reversed(rows(policies) or [Row(())]):
-        if isinstance(part, Row):
-            wrapper = _FRAMES[kind](wrapper, part, name)
-        elif kind is Kind.ASYNC:
-            wrapper = frames.around_frame(wrapper, part)
-        else:
-            wrapper = frames.around_sync_frame(wrapper, part)
+        guarding = isinstance(part, Row)
+        wrapper = _FRAMES[kind](wrapper, part, name) if guarding else _AROUND_FRAMES[kind](wrapper, part)
     return wrapper

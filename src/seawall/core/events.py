@@ -11,11 +11,12 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from seawall.core.errors import Rejected
 
 logger = logging.getLogger("seawall")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,15 @@ def deliver() -> None:
                     _notify(listener, event)
         finally:
             _delivering.release()
+
+
+def ask(predicate: Callable[..., R], *values: object, otherwise: R) -> R:
+    """What a predicate of the user's says; one that raises is logged and counts as `otherwise`, the call unharmed."""
+    try:
+        return predicate(*values)
+    except Exception:
+        logger.exception("predicate %r failed; the call goes on", predicate)
+        return otherwise
 
 
 def _notify(listener: Listener, event: Event) -> None:

@@ -10,7 +10,7 @@ import anyio
 
 from seawall.core import events, gate
 from seawall.core.gate import EndSpan, Row
-from seawall.core.protocol import Around, Deadline, Token, Wait
+from seawall.core.protocol import Around, AroundPerCall, Deadline, Token, Wait
 from seawall.core.sleeping import async_sleeper
 
 _acquire, _release = gate.lock.acquire, gate.lock.release
@@ -19,6 +19,8 @@ _pending = events.pending
 
 def async_frame(fn: Callable[..., Awaitable[Any]], row: Row, name: str) -> Callable[..., Awaitable[Any]]:
     """`fn`, a coroutine function, behind `row`. The hot path: `Row.enter` and `leave` stand inlined."""
+    if row.per_call or row.judging:
+        return _choosing_frame(fn, row, name)
     enters, exits, timed = row.enters, row.exits, row.timed
 
     async def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -79,6 +81,34 @@ def async_frame(fn: Callable[..., Awaitable[Any]], row: Row, name: str) -> Calla
     return guarded
 
 
+def _choosing_frame(fn: Callable[..., Awaitable[Any]], row: Row, name: str) -> Callable[..., Awaitable[Any]]:
+    """The same for rows whose guards depend on the arguments, or look at the result."""
+
+    async def guarded(*args: Any, **kwargs: Any) -> Any:
+        span = None if gate.tracer is None else gate.tracer(name)
+        tokens: list[Token] = []
+        try:
+            chosen = row.for_call(args, kwargs)
+            await chosen.enter(tokens)
+        except BaseException as exc:
+            _end(span, exc)
+            raise
+        try:
+            if chosen.timed and not chosen.arm(tokens):
+                result = await _expiring(chosen.deadlines(tokens), fn(*args, **kwargs))
+            else:
+                result = await fn(*args, **kwargs)
+        except BaseException as exc:
+            chosen.disarm(tokens)
+            chosen.fail(tokens, exc, span)
+            raise
+        chosen.disarm(tokens)
+        chosen.leave_well(tokens, span, result)
+        return result
+
+    return guarded
+
+
 def _end(span: EndSpan | None, exc: BaseException | None) -> None:
     if span is not None:
         span(exc)
@@ -99,7 +129,8 @@ def sync_frame(fn: Callable[..., Any], row: Row, name: str) -> Callable[..., Any
     def guarded(*args: Any, **kwargs: Any) -> Any:
         span = None if gate.tracer is None else gate.tracer(name)
         try:
-            tokens = row.enter_sync()
+            chosen = row.for_call(args, kwargs)
+            tokens = chosen.enter_sync()
         except BaseException as exc:
             _end(span, exc)
             raise
@@ -108,9 +139,9 @@ def sync_frame(fn: Callable[..., Any], row: Row, name: str) -> Callable[..., Any
             if hasattr(type(result), "__await__"):  # the type: a proxy says yes to any attribute
                 raise _not_plain(name, result)
         except BaseException as exc:
-            row.fail(tokens, exc, span)
+            chosen.fail(tokens, exc, span)
             raise
-        row.leave_well(tokens, span)
+        chosen.leave_well(tokens, span, result)
         return result
 
     return guarded
@@ -132,16 +163,17 @@ def generator_frame(fn: Callable[..., Generator[Any, Any, Any]], row: Row, name:
     def guarded(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         span = None if gate.tracer is None else gate.tracer(name)
         try:
-            tokens = row.enter_sync()
+            chosen = row.for_call(args, kwargs)
+            tokens = chosen.enter_sync()
         except BaseException as exc:
             _end(span, exc)
             raise
         try:
             result = yield from fn(*args, **kwargs)
         except BaseException as exc:
-            row.fail(tokens, exc, span)
+            chosen.fail(tokens, exc, span)
             raise
-        row.leave_well(tokens, span)
+        chosen.leave_well(tokens, span, result)
         return result
 
     return guarded
@@ -169,20 +201,21 @@ def stream_frame(fn: Callable[..., AsyncGenerator[Any, Any]], row: Row, name: st
     """
 
     async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        tokens = _Held(row)
         span = None if gate.tracer is None else gate.tracer(name)
         try:
-            await row.enter(tokens)
+            chosen = row.for_call(args, kwargs)
+            tokens = _Held(chosen)
+            await chosen.enter(tokens)
         except BaseException as exc:
             _end(span, exc)
             raise
         try:
             stream = fn(*args, **kwargs)
         except BaseException as exc:
-            row.fail(tokens, exc, span)
+            chosen.fail(tokens, exc, span)
             raise
         try:
-            item = await _step(row, tokens, stream.__anext__())
+            item = await _step(chosen, tokens, stream.__anext__())
             while True:
                 try:
                     sent = yield item
@@ -193,11 +226,11 @@ def stream_frame(fn: Callable[..., AsyncGenerator[Any, Any]], row: Row, name: st
                     step = stream.athrow(thrown)
                 else:
                     step = stream.asend(sent)
-                item = await _step(row, tokens, step)
+                item = await _step(chosen, tokens, step)
         except StopAsyncIteration:
-            row.leave_well(tokens, span)
+            chosen.leave_well(tokens, span)
         except BaseException as exc:
-            row.fail(tokens, exc, span)
+            chosen.fail(tokens, exc, span)
             raise
 
     return guarded
@@ -219,19 +252,39 @@ async def _step(row: Row, tokens: list[Token], step: Awaitable[Any]) -> Any:
     return item
 
 
-def around_frame(fn: Callable[..., Awaitable[Any]], around: Around) -> Callable[..., Awaitable[Any]]:
-    """`fn`, a coroutine function, owned by `around`."""
+def _chosen(around: Around | AroundPerCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Around:
+    return around if isinstance(around, Around) else around.around_for(args, kwargs)
 
-    async def guarded(*args: Any, **kwargs: Any) -> Any:
-        return await around.around(lambda: fn(*args, **kwargs))
+
+def around_frame(fn: Callable[..., Awaitable[Any]], around: Around | AroundPerCall) -> Callable[..., Awaitable[Any]]:
+    """`fn`, a coroutine function, owned by `around`."""
+    if isinstance(around, Around):
+        run = around.around
+
+        async def guarded(*args: Any, **kwargs: Any) -> Any:
+            return await run(lambda: fn(*args, **kwargs))
+
+    else:
+
+        async def guarded(*args: Any, **kwargs: Any) -> Any:
+            return await around.around_for(args, kwargs).around(lambda: fn(*args, **kwargs))
 
     return guarded
 
 
-def around_sync_frame(fn: Callable[..., Any], around: Around) -> Callable[..., Any]:
+def around_sync_frame(fn: Callable[..., Any], around: Around | AroundPerCall) -> Callable[..., Any]:
     """`fn`, a plain function, owned by `around`."""
 
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        return around.around_sync(lambda: fn(*args, **kwargs))
+        return _chosen(around, args, kwargs).around_sync(lambda: fn(*args, **kwargs))
+
+    return guarded
+
+
+def around_stream_frame(fn: Callable[..., AsyncGenerator[Any, Any]], around: Any) -> Callable[..., Any]:
+    """`fn`, an async generator function, owned by `around`, which has an `around_stream`."""
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        return _chosen(around, args, kwargs).around_stream(lambda: fn(*args, **kwargs))  # type: ignore[attr-defined]
 
     return guarded

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from seawall.core import events
-from seawall.core.protocol import Deadline, Guard, Token, Wait
+from seawall.core.protocol import Deadline, Guard, GuardPerCall, Judge, Token, Wait
 from seawall.core.sleeping import MakeSleeper, ThreadSleeper, async_sleeper, on_asyncio, on_trio
 from seawall.core.timers import arm, disarm
 
@@ -27,23 +27,36 @@ lock = threading.RLock()
 _acquire, _release = lock.acquire, lock.release
 tracer: Tracer | None = None  # set by telemetry; None costs a call one comparison
 clock: Clock = time.monotonic  # read through the module, so that use_clock reaches every call
+sleep: Callable[[float], object] = time.sleep  # how a plain function's policies pass the time; with the clock
 _pending = events.pending
 
 
 @contextmanager
 def use_clock(replacement: Clock) -> Iterator[None]:
-    """Tell every guard this clock's time (seconds, never going back) until the block ends. For tests."""
-    global clock
-    before, clock = clock, replacement
+    """Tell every guard this clock's time (seconds, never going back) until the block ends. For tests.
+
+    If it has a method `sleep`, pauses of plain functions call that instead of `time.sleep`.
+    """
+    global clock, sleep
+    before = clock, sleep
+    clock, sleep = replacement, getattr(replacement, "sleep", sleep)
     try:
         yield
     finally:
-        clock = before
+        clock, sleep = before
 
 
 def now() -> float:
     """The time guards are told: monotonic seconds."""
     return clock()
+
+
+def pause_sync(seconds: float) -> bool:
+    """Let `seconds` pass in a plain function. False, at once, where that would block an event loop."""
+    if on_asyncio() or on_trio():
+        return False
+    sleep(seconds)
+    return True
 
 
 def bed(wait: Wait, sleeper: MakeSleeper) -> None:
@@ -58,10 +71,13 @@ def bed(wait: Wait, sleeper: MakeSleeper) -> None:
 class Row:
     """Neighbouring guards, outermost first, run in one frame. Holds nothing of any call: that is the token list."""
 
-    __slots__ = ("enters", "exits", "guards", "one_timed", "timed")
+    __slots__ = ("enters", "exits", "guards", "judging", "members", "one_timed", "per_call", "timed")
 
-    def __init__(self, guards: tuple[Guard, ...]) -> None:
-        self.guards = guards
+    def __init__(self, members: tuple[Guard | GuardPerCall, ...]) -> None:
+        self.members = members
+        self.per_call = not all(isinstance(member, Guard) for member in members)
+        self.judging = any(getattr(member, "judges", False) for member in members)
+        self.guards = guards = tuple(member for member in members if isinstance(member, Guard))
         # innermost first: the order in which nested deadlines take back their cancellations
         self.timed = tuple(
             index for index in reversed(range(len(guards))) if getattr(guards[index], "issues_deadlines", False)
@@ -69,6 +85,14 @@ class Row:
         self.one_timed = self.timed[0] if len(self.timed) == 1 else None  # nearly always
         self.enters = tuple(guard.enter for guard in guards)
         self.exits = tuple(guard.exit for guard in reversed(guards))
+
+    def for_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Row:
+        """The row of the call with these arguments: with the guard that each `GuardPerCall` chose for it."""
+        if not self.per_call:
+            return self
+        return Row(
+            tuple(member if isinstance(member, Guard) else member.guard_for(args, kwargs) for member in self.members)
+        )
 
     async def enter(self, tokens: list[Token], wait: Wait | None = None) -> None:
         """Let one call in, from `wait` on if it already asked; waits where a guard says so."""
@@ -196,9 +220,9 @@ class Row:
         for index in self.timed:
             disarm(tokens[index])  # type: ignore[arg-type]
 
-    def leave_well(self, tokens: list[Token], span: EndSpan | None = None) -> None:
+    def leave_well(self, tokens: list[Token], span: EndSpan | None = None, result: object = None) -> None:
         """The call returned. Raises what a guard says instead."""
-        outcome = self.leave(tokens, None)
+        outcome = self.leave(tokens, None, result)
         if span is not None:
             span(outcome)
         if outcome is not None:
@@ -207,8 +231,10 @@ class Row:
             finally:
                 del outcome
 
-    def leave(self, tokens: list[Token], exc: BaseException | None) -> BaseException | None:
+    def leave(self, tokens: list[Token], exc: BaseException | None, result: object = None) -> BaseException | None:
         """The call ended with `exc`. Exits what `tokens` entered, innermost first; returns what to raise, or None."""
+        if self.judging:
+            return self._leave_judged(tokens, exc, result)
         _acquire()
         try:
             moment = clock()
@@ -219,6 +245,23 @@ class Row:
                     exc = replacement.with_traceback(None)
         finally:
             _release()
+        if _pending:
+            events.deliver()
+        return exc
+
+    def _leave_judged(self, tokens: list[Token], exc: BaseException | None, result: object) -> BaseException | None:
+        """`leave` for rows in which a guard runs code of the user's first: without the lock, so one guard at a time."""
+        for guard in reversed(self.guards[: len(tokens)]):
+            try:
+                if isinstance(guard, Judge) and guard.judges:
+                    guard.judge(tokens[-1], result, exc)
+            except BaseException as interruption:  # Ctrl-C in a predicate
+                exc = interruption.with_traceback(None)
+            with lock:
+                try:
+                    guard.exit(tokens.pop(), clock(), exc)
+                except BaseException as replacement:
+                    exc = replacement.with_traceback(None)
         if _pending:
             events.deliver()
         return exc

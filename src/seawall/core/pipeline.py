@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 from typing import ParamSpec, TypeVar
 
 from seawall.core import checks
-from seawall.core.decorate import Policy, decorate, rows
+from seawall.core.decorate import POLICY_TYPES, Policy, decorate, rows
 from seawall.core.gate import Row
 from seawall.core.policy import admit
-from seawall.core.protocol import Around, Guard
+from seawall.core.protocol import Guard, GuardPerCall
 from seawall.core.scope import Permit, Scope
 
 P = ParamSpec("P")
@@ -34,7 +34,7 @@ class Pipeline:
 
     def __init__(self, *policies: Policy, name: str | None = None) -> None:
         for policy in policies:
-            if not isinstance(policy, (Guard, Around)):
+            if not isinstance(policy, POLICY_TYPES):
                 raise TypeError(f"{policy!r} is no policy; a pipeline takes policies and joins them itself")
         self.policies = policies
         self.name = name if name is None else checks.name("Pipeline", name)
@@ -61,10 +61,12 @@ class Pipeline:
 
     def _row(self) -> Row:
         parts = rows(self.policies) or [Row(())]
-        if len(parts) > 1 or not isinstance(parts[0], Row):
+        row = parts[0]
+        if len(parts) > 1 or not isinstance(row, Row) or row.per_call:
             culprit = next(policy for policy in self.policies if not isinstance(policy, Guard))
-            raise TypeError(f"{type(culprit).__name__} runs the call itself, so it can't guard a block")
-        return parts[0]
+            why = "chooses by a call's arguments" if isinstance(culprit, GuardPerCall) else "runs the call itself"
+            raise TypeError(f"{type(culprit).__name__} {why}, so it can't guard a block")
+        return row
 
     def __repr__(self) -> str:
         return f"Pipeline({', '.join(map(repr, self.policies))})"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import ClassVar, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, Self, TypeVar
 
 from seawall.core import checks, events, gate, registry
 from seawall.core.decorate import decorate
@@ -19,34 +20,20 @@ T = TypeVar("T")
 R = TypeVar("R", bound=Rejected)
 
 
-class GuardPolicy:
-    """Base of our guards: give it `kind`, `enter`, `exit`, `counters` and `gauges`.
+class PolicyBase:
+    """What guards and arounds of ours share: a name, listeners, counters, a place in the registry."""
 
-    An instance is a decorator (`@payments`), a context manager (`async with payments:`), gives scopes for blocks
-    (`payments.scope()`) and permits for calls that begin here and end there (`payments.admit()`). It may serve
-    several event loops and threads at once.
-    """
-
-    kind: ClassVar[str] = "guard"
+    kind: ClassVar[str] = "policy"
     needs_event_loop: ClassVar[bool] = False
     _lock = gate.lock
 
     def __init__(self, name: str, listeners: Iterable[Listener] = ()) -> None:
         self.name = checks.name(type(self).__name__, name)
         self._listeners = tuple(listeners)
-        self._rejections = 0
 
     def _register(self) -> None:
         """Last step of construction: one that failed must not be found."""
         registry.register(self)
-
-    def enter(self, now: float) -> Token:
-        """Let the call in; see `Guard.enter`."""
-        raise NotImplementedError
-
-    def exit(self, token: Token, now: float, exc: BaseException | None) -> None:
-        """The call ended; see `Guard.exit`."""
-        raise NotImplementedError
 
     def counters(self) -> dict[str, int]:
         """What only grows, for exporters."""
@@ -58,11 +45,76 @@ class GuardPolicy:
 
     def __call__(self, fn: Callable[P, T]) -> Callable[P, T]:
         """`fn` behind this policy."""
-        return decorate(fn, (self,))
+        return decorate(fn, (self,))  # type: ignore[arg-type]
 
     def listen(self, listener: Listener) -> None:
         """Hear this policy's events; see `seawall.listen`."""
         self._listeners = (*self._listeners, listener)
+
+    def update(self, **settings: object) -> None:
+        """Change settings while calls are in flight: all of them or, if one is wrong, none.
+
+        Takes the constructor's settings by name. Nothing is dropped: calls in flight and waiting go on, under the
+        new settings. Whoever holds the policy keeps it, and so do the functions it decorates.
+
+        Raises:
+            TypeError, ValueError: as the constructor would; the policy stays as it was.
+        """
+        parameters = list(inspect.signature(type(self)).parameters)[1:]  # without the name
+        known = {setting: getattr(self, setting) for setting in parameters if setting != "listeners"}
+        unknown = settings.keys() - known.keys()
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__} {self.name!r} has no setting {', '.join(sorted(unknown))} to change; "
+                f"it has {', '.join(known)}"
+            )
+        fresh = type(self)(self.name, **{**known, **settings})
+        with self._lock:
+            self._adopt(fresh, gate.clock())
+        events.deliver()
+
+    def _adopt(self, fresh: Self, now: float) -> None:
+        """Take over the settings of `fresh`, which is of the same class and unused; with the lock held.
+
+        Every setting of the constructor is an attribute of the same name, in a form the constructor takes.
+        """
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+    def _emit(self, event: Callable[..., Event], now: float, *details: object) -> None:
+        """Queue an event; with the lock held. The gate delivers it."""
+        listeners = events.audience(self._listeners)
+        if listeners:
+            events.pending.append((listeners, event(self.name, now, *details)))
+
+    @staticmethod
+    def _now() -> float:
+        return gate.clock()
+
+
+class GuardPolicy(PolicyBase):
+    """Base of our guards: give it `kind`, `enter`, `exit`, `counters` and `gauges`.
+
+    An instance is a decorator (`@payments`), a context manager (`async with payments:`), gives scopes for blocks
+    (`payments.scope()`) and permits for calls that begin here and end there (`payments.admit()`). It may serve
+    several event loops and threads at once.
+    """
+
+    kind: ClassVar[str] = "guard"
+
+    def __init__(self, name: str, listeners: Iterable[Listener] = ()) -> None:
+        super().__init__(name, listeners)
+        self._rejections = 0
+
+    def enter(self, now: float) -> Token:
+        """Let the call in; see `Guard.enter`."""
+        raise NotImplementedError
+
+    def exit(self, token: Token, now: float, exc: BaseException | None) -> None:
+        """The call ended; see `Guard.exit`."""
+        raise NotImplementedError
 
     def scope(self) -> Scope:
         """Guard one block: `async with policy.scope():` or `with policy.scope():`."""
@@ -92,23 +144,41 @@ class GuardPolicy:
     ) -> None:
         await pop(self).__aexit__(kind, exc, trace)
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r}>"
-
-    def _emit(self, event: Callable[..., Event], now: float, *details: object) -> None:
-        listeners = events.audience(self._listeners)
-        if listeners:
-            events.pending.append((listeners, event(self.name, now, *details)))
-
     def _refused(self, error: R, now: float) -> R:
         """Count and report a refusal; the caller raises it."""
         self._rejections += 1
         self._emit(CallRejected, now, error)
         return error
 
-    @staticmethod
-    def _now() -> float:
-        return gate.clock()
+
+class AroundPolicy(PolicyBase):
+    """Base of our arounds: give it `kind`, `around`, `around_sync`, `counters` and `gauges`.
+
+    Its methods run in the caller's task or thread without the lock; what several calls share, change under
+    `self._lock`, never across an await.
+    """
+
+    kind: ClassVar[str] = "around"
+    streams: bool = False  # True: `around_stream` serves async generators
+
+    async def around(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Run `call`; see `Around.around`."""
+        raise NotImplementedError
+
+    def around_sync(self, call: Callable[[], T]) -> T:
+        """Run `call`; see `Around.around_sync`."""
+        raise NotImplementedError
+
+    def around_stream(self, call: Callable[[], AsyncGenerator[T, Any]]) -> AsyncGenerator[T, Any]:
+        """Run the stream that `call` opens, where `streams` says so."""
+        raise NotImplementedError
+
+    def _tell(self, event: Callable[..., Event], *details: object) -> None:
+        """Report an event now; without the lock."""
+        if events.audience(self._listeners):
+            with self._lock:
+                self._emit(event, gate.clock(), *details)
+            events.deliver()
 
 
 def admit(guards: tuple[Guard, ...]) -> Permit:

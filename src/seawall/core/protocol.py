@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import enum
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
@@ -12,14 +11,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Token = object
-
-
-class Outcome(enum.Enum):
-    """How a call ended, for those who count: a cancelled, refused or abandoned call is `NEITHER`."""
-
-    SUCCESS = "success"
-    FAILURE = "failure"
-    NEITHER = "neither"
 
 
 @runtime_checkable
@@ -48,6 +39,20 @@ class Guard(Protocol):
 
 
 @runtime_checkable
+class Judge(Protocol):
+    """A guard that runs code of the user's on how a call ended, such as a predicate on its result.
+
+    The gate calls `judge` before it takes the lock for `exit`, and only where the class or the instance says
+    `judges = True` when it decorates. What it finds goes into the token.
+    """
+
+    judges: bool
+
+    def judge(self, token: Token, result: object, exc: BaseException | None) -> None:
+        """The call ended with `exc`, or returned `result`. Must not raise; `verdict` runs a predicate that may."""
+
+
+@runtime_checkable
 class Around(Protocol):
     """Owns the call: may run it never, once or many times (retry, hedge, fallback, cache)."""
 
@@ -56,6 +61,22 @@ class Around(Protocol):
 
     def around_sync(self, call: Callable[[], T]) -> T:
         """The same for plain functions."""
+
+
+@runtime_checkable
+class GuardPerCall(Protocol):
+    """Chooses the guard of one call by its arguments, without the lock: a tenant's limiter, a call's weight."""
+
+    def guard_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Guard:
+        """The guard of the call with these arguments. What it raises, the caller gets."""
+
+
+@runtime_checkable
+class AroundPerCall(Protocol):
+    """Chooses the around of one call by its arguments: a cache needs its key."""
+
+    def around_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Around:
+        """The around of the call with these arguments. What it raises, the caller gets."""
 
 
 class _Awake:

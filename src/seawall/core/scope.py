@@ -91,9 +91,9 @@ class Permit:
         self._row = row
         self._tokens: list[Token] | None = row.enter_now()
 
-    def success(self) -> None:
-        """The call went well."""
-        self._end(None)
+    def success(self, result: object = None) -> None:
+        """The call went well and returned `result`, which matters to policies that judge results."""
+        self._end(None, result)
 
     def failure(self, exc: BaseException) -> None:
         """The call failed with `exc`."""
@@ -103,11 +103,11 @@ class Permit:
         """The call was given up: neither success nor failure."""
         self._end(asyncio.CancelledError())
 
-    def _end(self, exc: BaseException | None) -> None:
+    def _end(self, exc: BaseException | None, result: object = None) -> None:
         tokens, self._tokens = self._tokens, None
         if tokens is None:
             raise RuntimeError("this permit has ended already; each admitted call ends once")
-        self._row.leave(tokens, exc)
+        self._row.leave(tokens, exc, result)
 
     def __del__(self) -> None:
         if getattr(self, "_tokens", None) is not None:

@@ -129,3 +129,13 @@ def on_trio() -> bool:
 def async_sleeper() -> Sleeper:
     """A sleeper for the event loop that is running."""
     return AsyncioSleeper() if on_asyncio() else TrioSleeper()
+
+
+async def pause(seconds: float) -> None:
+    """Let `seconds` pass, on any event loop."""
+    if on_asyncio():
+        await asyncio.sleep(seconds)
+    else:
+        import anyio
+
+        await anyio.sleep(seconds)

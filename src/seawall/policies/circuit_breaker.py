@@ -66,11 +66,12 @@ class _Probe:
 class CircuitBreaker(GuardPolicy):
     """Opens when calls fail too often, refuses calls at once while open, then probes before it closes.
 
-    Closed, it opens when at least `failure_rate` of the calls in the last `window` seconds failed, judged from
-    `minimum_calls` on, or after `consecutive_failures` in a row. After `reset_timeout` seconds it is half open:
-    up to `probes` trial calls at a time pass; `success_threshold` successes close it, one failure opens it
-    again. A result that arrives after a change of state changes nothing, and a call that was cancelled,
-    refused further in or abandoned counts as neither success nor failure.
+    Closed, it opens when at least `failure_rate` of the calls in the last `window` seconds failed, or after
+    `consecutive_failures` in a row. The rate is judged at each failure, from `minimum_calls` calls on: a success
+    never opens it. After `reset_timeout` seconds it is half open: up to `probes` trial calls at a time pass;
+    `success_threshold` successes close it, one failure opens it again. A result that arrives after a change of
+    state changes nothing, and a call that was cancelled, refused further in or abandoned counts as neither
+    success nor failure.
 
     A probe's slot is a lease: one that still hangs after `probe_timeout` seconds (the reset timeout unless
     told) no longer keeps the next probe out.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from seawall.core.policy import GuardPolicy
+from seawall.core.policy import PolicyBase
 from seawall.core.registry import live
 
 DESCRIPTIONS = {
@@ -65,8 +65,8 @@ def gauges() -> Iterator[Reading]:
             yield Reading(f"seawall.{policy.kind}.{metric}", (("policy.name", policy.name), *extra), value)
 
 
-def _policies() -> Iterator[GuardPolicy]:
-    return (policy for policy in live() if isinstance(policy, GuardPolicy))
+def _policies() -> Iterator[PolicyBase]:
+    return (policy for policy in live() if isinstance(policy, PolicyBase))
 
 
 def summed(readings: Iterator[Reading]) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
