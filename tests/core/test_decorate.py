@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 
@@ -396,6 +397,71 @@ def test_two_tasks_may_be_inside_the_same_policy_at_once():
     assert places.snapshot().active == 0
 
 
+def test_blocks_in_interleaved_generators_each_leave_their_own_place():
+    times = SLO("s", target=0.9, latency=2.0)
+
+    def held():
+        with times:
+            yield
+
+    now = 0.0
+    with use_clock(lambda: now):
+        first, second = held(), held()
+        next(first)
+        now = 5.0
+        next(second)
+        first.close()  # 5 s: neither, for it was closed
+        now = 6.0
+        next(second, None)  # 1 s: good, and 6 s if it had left with the token of the first
+    assert (times.snapshot().good, times.snapshot().bad, times.snapshot().neither) == (1, 0, 1)
+
+
+def test_a_block_in_a_generator_may_exit_in_another_context():
+    places = Bulkhead("k", max_concurrent=1)
+
+    async def held():
+        async with places:
+            yield
+
+    async def main():
+        stream = held()
+        await asyncio.create_task(stream.__anext__())
+        assert places.snapshot().active == 1
+        await asyncio.create_task(stream.aclose())
+
+    run(main())
+    assert places.snapshot().active == 0
+
+
+def test_blocks_of_exit_stacks_in_two_tasks_leave_their_own_places():
+    times = SLO("s", target=0.9, latency=2.0)
+
+    async def one(seconds):
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(times)
+            with contextlib.ExitStack() as inner:
+                inner.enter_context(times)
+                await asyncio.sleep(seconds)
+
+    async def main():
+        await asyncio.gather(one(1), one(5))
+
+    run(main())
+    assert (times.snapshot().good, times.snapshot().bad) == (2, 2)
+
+
+def test_an_exit_stack_closed_in_another_task_gives_its_place_back():
+    places = Bulkhead("k", max_concurrent=1)
+
+    async def main():
+        stack = contextlib.AsyncExitStack()
+        await asyncio.create_task(stack.enter_async_context(places))
+        await asyncio.create_task(stack.aclose())
+
+    run(main())
+    assert places.snapshot().active == 0
+
+
 def test_a_scope_is_good_for_one_use():
     scope = Bulkhead("k", max_concurrent=1).scope()
     with scope:
@@ -405,7 +471,7 @@ def test_a_scope_is_good_for_one_use():
 
 
 def test_leaving_a_policy_that_was_not_entered_here_is_an_error():
-    with pytest.raises(RuntimeError, match="was entered in another context; hold on to `scope"):
+    with pytest.raises(RuntimeError, match="was not entered; each block exits once"):
         Bulkhead("k", max_concurrent=1).__exit__(None, None, None)
 
 

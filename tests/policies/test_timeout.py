@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from seawall import CallTimedOut, CallTimeoutError, Pipeline, Timeout
-from seawall.core.timers import timers_of
+from seawall.core.timers import running_timers
 from seawall.testing import run
 
 
@@ -72,7 +72,7 @@ def test_many_calls_share_one_timer_of_the_loop():
         await asyncio.gather(*tasks)
         await asyncio.sleep(10)
         assert not loop._scheduled
-        assert not timers_of(loop)._queues
+        assert not running_timers()._queues
 
     run(main())
 

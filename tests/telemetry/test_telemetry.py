@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
@@ -31,6 +32,7 @@ def spans():
 
 @pytest.fixture
 def policies():
+    gc.collect()  # no policy of an earlier test is left to be read
     return (
         SLO("exported", target=0.9),
         CircuitBreaker("exported", consecutive_failures=1),

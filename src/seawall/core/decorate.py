@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
-import itertools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,6 +114,8 @@ def _refuse_misfit(policy: Policy, kind: Kind, fn: Callable[..., Any]) -> None:
         raise TypeError(f"{policy!r} is no policy: it has neither enter and exit nor around and around_sync")
     if kind in (Kind.PLAIN, Kind.GENERATOR) and getattr(policy, "needs_event_loop", False):
         raise TypeError(f"{policy_type} needs an event loop to cancel a call; {label(fn)} is {kind.value}")
+    if kind is Kind.GENERATOR and getattr(policy, "issues_deadlines", False):
+        raise TypeError(f"{policy_type} can't hold for {label(fn)}: its consumer's own time would count")
     if kind in (Kind.STREAM, Kind.GENERATOR) and not isinstance(policy, (Guard, GuardPerCall)):
         if kind is Kind.STREAM and getattr(policy, "streams", False):
             return
@@ -122,13 +123,24 @@ def _refuse_misfit(policy: Policy, kind: Kind, fn: Callable[..., Any]) -> None:
 
 
 def rows(policies: tuple[Policy, ...]) -> list[Row | Around | AroundPerCall]:
-    """`policies` with neighbouring guards joined in rows."""
+    """`policies` with neighbouring guards joined in rows; one that issues deadlines ends its row."""
     parts: list[Row | Around | AroundPerCall] = []
-    for guards, group in itertools.groupby(policies, lambda policy: isinstance(policy, (Guard, GuardPerCall))):
+    guards: list[Guard | GuardPerCall] = []
+
+    def end_row() -> None:
         if guards:
-            parts.append(Row(tuple(policy for policy in group if isinstance(policy, (Guard, GuardPerCall)))))
+            parts.append(Row(tuple(guards)))
+            guards.clear()
+
+    for policy in policies:
+        if isinstance(policy, (Guard, GuardPerCall)):
+            guards.append(policy)
+            if getattr(policy, "issues_deadlines", False):
+                end_row()
         else:
-            parts.extend(policy for policy in group if isinstance(policy, (Around, AroundPerCall)))
+            end_row()
+            parts.append(policy)
+    end_row()
     return parts
 
 
@@ -148,7 +160,12 @@ _AROUND_FRAMES: dict[Kind, Callable[..., Callable[..., Any]]] = {
 
 def _compose(fn: Callable[..., Any], policies: tuple[Policy, ...], kind: Kind, name: str) -> Callable[..., Any]:
     wrapper = fn
-    for part in reversed(rows(policies) or [Row(())]):
-        guarding = isinstance(part, Row)
-        wrapper = _FRAMES[kind](wrapper, part, name) if guarding else _AROUND_FRAMES[kind](wrapper, part)
+    parts = rows(policies) or [Row(())]
+    for index in reversed(range(len(parts))):
+        part = parts[index]
+        if isinstance(part, Row):
+            goes_on = index > 0 and isinstance(parts[index - 1], Row)  # of the same call, which has its span
+            wrapper = _FRAMES[kind](wrapper, part, None if goes_on else name)
+        else:
+            wrapper = _AROUND_FRAMES[kind](wrapper, part)
     return wrapper

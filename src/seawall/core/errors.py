@@ -4,7 +4,8 @@ Exception
 +-- Rejected             a policy refused the call; it never started
 |   +-- CircuitOpenError, BulkheadFullError, RateLimitedError ...   (beside their policies)
 +-- TimeoutError
-    +-- CallTimeoutError (beside the Timeout policy)
+    +-- CallTimeoutError             a call was cancelled because it took too long
+        +-- DeadlineExceededError    ... with all it did, retries included (beside the Deadline policy)
 """
 
 from __future__ import annotations
@@ -30,3 +31,20 @@ class Rejected(Exception):
     def __str__(self) -> str:
         when = "" if self.retry_after is None else f"; try again in {self.retry_after:.3g} s"
         return f"{self.policy!r} {self.reason}{when}"
+
+
+class CallTimeoutError(TimeoutError):
+    """A call took longer than a policy allows. The user's own TimeoutErrors are never relabelled as this.
+
+    Attributes:
+        policy: name of the policy.
+        after: seconds it allowed.
+    """
+
+    def __init__(self, policy: str, after: float) -> None:
+        super().__init__(policy, after)
+        self.policy = policy
+        self.after = after
+
+    def __str__(self) -> str:
+        return f"{self.policy!r}: the call took longer than {self.after:g} s"

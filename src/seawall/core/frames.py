@@ -4,88 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from typing import Any
+from typing import Any, cast
 
 import anyio
 
-from seawall.core import events, gate
+from seawall.core import gate
 from seawall.core.gate import EndSpan, Row
-from seawall.core.protocol import Around, AroundPerCall, Deadline, Token, Wait
+from seawall.core.protocol import Around, AroundPerCall, Expiry, Token
 from seawall.core.sleeping import async_sleeper
+from seawall.core.timers import disarm, hide, show
+from seawall.core.unrolled import make_frame
 
-_acquire, _release = gate.lock.acquire, gate.lock.release
-_pending = events.pending
 
-
-def async_frame(fn: Callable[..., Awaitable[Any]], row: Row, name: str) -> Callable[..., Awaitable[Any]]:
-    """`fn`, a coroutine function, behind `row`. The hot path: `Row.enter` and `leave` stand inlined."""
-    if row.per_call or row.judging:
+def async_frame(fn: Callable[..., Awaitable[Any]], row: Row, name: str | None) -> Callable[..., Awaitable[Any]]:
+    """`fn`, a coroutine function, behind `row`."""
+    if row.per_call or row.judging or not row.members:
         return _choosing_frame(fn, row, name)
-    enters, exits, timed = row.enters, row.exits, row.timed
+    return make_frame(fn, row, name, async_sleeper, expiring)
+
+
+def _choosing_frame(fn: Callable[..., Awaitable[Any]], row: Row, name: str | None) -> Callable[..., Awaitable[Any]]:
+    """For rows whose guards depend on the arguments, or look at the result."""
 
     async def guarded(*args: Any, **kwargs: Any) -> Any:
-        tokens: list[Token] = []
-        waiting: Wait | None = None
-        span = None if gate.tracer is None else gate.tracer(name)
-        try:
-            _acquire()
-            try:
-                moment = gate.clock()
-                for enter in enters:
-                    tokens.append(enter(moment))
-            except Wait as wait:
-                gate.bed(wait, async_sleeper)
-                waiting = wait.with_traceback(None)
-            finally:
-                _release()
-        except BaseException as exc:
-            row.fail(tokens, exc, span)
-            raise
-        try:
-            if waiting is not None:
-                await row.enter(tokens, waiting)
-            elif _pending:
-                events.deliver()
-        except BaseException as exc:
-            row.fail(tokens, exc, span)
-            raise
-        try:
-            if timed and not row.arm(tokens):
-                result = await _expiring(row.deadlines(tokens), fn(*args, **kwargs))
-            else:
-                result = await fn(*args, **kwargs)
-        except BaseException as exc:
-            if timed:
-                row.disarm(tokens)
-            row.fail(tokens, exc, span)
-            raise
-        if timed:
-            row.disarm(tokens)
-        try:
-            _acquire()
-            try:
-                moment = gate.clock()
-                for leave in exits:
-                    leave(tokens.pop(), moment, None)
-            finally:
-                _release()
-        except BaseException as exc:
-            row.fail(tokens, exc, span)
-            raise
-        if _pending:
-            events.deliver()
-        if span is not None:
-            span(None)
-        return result
-
-    return guarded
-
-
-def _choosing_frame(fn: Callable[..., Awaitable[Any]], row: Row, name: str) -> Callable[..., Awaitable[Any]]:
-    """The same for rows whose guards depend on the arguments, or look at the result."""
-
-    async def guarded(*args: Any, **kwargs: Any) -> Any:
-        span = None if gate.tracer is None else gate.tracer(name)
+        span = _begin(name)
         tokens: list[Token] = []
         try:
             chosen = row.for_call(args, kwargs)
@@ -95,18 +37,25 @@ def _choosing_frame(fn: Callable[..., Awaitable[Any]], row: Row, name: str) -> C
             raise
         try:
             if chosen.timed and not chosen.arm(tokens):
-                result = await _expiring(chosen.deadlines(tokens), fn(*args, **kwargs))
+                result = await expiring(tokens[-1], fn(*args, **kwargs))
             else:
                 result = await fn(*args, **kwargs)
         except BaseException as exc:
-            chosen.disarm(tokens)
+            if chosen.timed:
+                disarm(tokens[-1])
             chosen.fail(tokens, exc, span)
             raise
-        chosen.disarm(tokens)
+        if chosen.timed:
+            disarm(tokens[-1])
         chosen.leave_well(tokens, span, result)
         return result
 
     return guarded
+
+
+def _begin(name: str | None) -> EndSpan | None:
+    """The span of a call, where somebody records; a frame without a name is a part of a call."""
+    return None if gate.tracer is None or name is None else gate.tracer(name)
 
 
 def _end(span: EndSpan | None, exc: BaseException | None) -> None:
@@ -114,57 +63,70 @@ def _end(span: EndSpan | None, exc: BaseException | None) -> None:
         span(exc)
 
 
-async def _expiring(deadlines: list[Deadline], call: Awaitable[Any]) -> Any:
-    """`call` under the earliest of `deadlines`, where asyncio does not run: on trio, through anyio."""
-    first = min(deadlines, key=lambda deadline: deadline.after)
-    with anyio.move_on_after(first.after):
-        return await call
-    first.expired = True
+async def expiring(token: Token, call: Awaitable[Any]) -> Any:
+    """`call` until its deadline, where asyncio does not run: on trio, through anyio."""
+    expiry = cast(Expiry, token)
+    show(expiry)
+    try:
+        with anyio.move_on_after(expiry.left(gate.clock())):
+            return await call
+    finally:
+        hide(expiry)
+    expiry.expired = True
     raise asyncio.CancelledError  # what a deadline looks like to the guards, on every event loop
 
 
-def sync_frame(fn: Callable[..., Any], row: Row, name: str) -> Callable[..., Any]:
+def sync_frame(fn: Callable[..., Any], row: Row, name: str | None) -> Callable[..., Any]:
     """`fn`, a plain function, behind `row`."""
 
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        span = None if gate.tracer is None else gate.tracer(name)
+        span = _begin(name)
+        tokens: list[Token] = []
         try:
             chosen = row.for_call(args, kwargs)
-            tokens = chosen.enter_sync()
+            chosen.enter_sync(tokens)
         except BaseException as exc:
             _end(span, exc)
             raise
         try:
+            if chosen.timed:
+                show(tokens[-1])
             result = fn(*args, **kwargs)
             if hasattr(type(result), "__await__"):  # the type: a proxy says yes to any attribute
-                raise _not_plain(name, result)
+                raise _not_plain(fn, result)
         except BaseException as exc:
+            if chosen.timed:
+                hide(tokens[-1])
             chosen.fail(tokens, exc, span)
             raise
+        if chosen.timed:
+            hide(tokens[-1])
         chosen.leave_well(tokens, span, result)
         return result
 
     return guarded
 
 
-def _not_plain(name: str, result: Any) -> TypeError:
+def _not_plain(fn: Callable[..., Any], result: Any) -> TypeError:
     """A plain function that returns a coroutine: its guards would be gone before the work begins."""
     if hasattr(result, "close"):
         result.close()
+    name, given = getattr(fn, "__qualname__", fn), type(result).__name__
     return TypeError(
-        f"{name} is a plain function but returned {type(result).__name__}, which nothing guards; "
+        f"{name} is a plain function but returned {given}, which nothing guards; "
         "decorate the `async def` itself, or make this function `async`"
     )
 
 
-def generator_frame(fn: Callable[..., Generator[Any, Any, Any]], row: Row, name: str) -> Callable[..., Any]:
+def generator_frame(fn: Callable[..., Generator[Any, Any, Any]], row: Row, name: str | None) -> Callable[..., Any]:
     """`fn`, a generator function, behind `row` from its first item to its end."""
 
     def guarded(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        span = None if gate.tracer is None else gate.tracer(name)
+        span = _begin(name)
+        tokens: list[Token] = []
         try:
             chosen = row.for_call(args, kwargs)
-            tokens = chosen.enter_sync()
+            chosen.enter_sync(tokens)
         except BaseException as exc:
             _end(span, exc)
             raise
@@ -193,7 +155,7 @@ class _Held(list[Token]):
             self._row.leave(self, GeneratorExit())
 
 
-def stream_frame(fn: Callable[..., AsyncGenerator[Any, Any]], row: Row, name: str) -> Callable[..., Any]:
+def stream_frame(fn: Callable[..., AsyncGenerator[Any, Any]], row: Row, name: str | None) -> Callable[..., Any]:
     """`fn`, an async generator function, behind `row` from its first item to its end.
 
     Deadlines hold per item: they run while the generator works, not while the consumer does, and each item may
@@ -201,7 +163,7 @@ def stream_frame(fn: Callable[..., AsyncGenerator[Any, Any]], row: Row, name: st
     """
 
     async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        span = None if gate.tracer is None else gate.tracer(name)
+        span = _begin(name)
         try:
             chosen = row.for_call(args, kwargs)
             tokens = _Held(chosen)
@@ -240,15 +202,14 @@ async def _step(row: Row, tokens: list[Token], step: Awaitable[Any]) -> Any:
     """One step of a stream under fresh deadlines."""
     if not row.timed:
         return await step
-    deadlines = row.deadlines(tokens)
+    expiry = cast(Expiry, tokens[-1])
     if not row.arm(tokens):
-        return await _expiring(deadlines, step)
+        return await expiring(expiry, step)
     try:
         item = await step
     finally:
-        row.disarm(tokens)
-    for deadline in deadlines:
-        deadline.expired = False  # swallowed: the item came, and a later cancellation is not ours
+        disarm(expiry)
+    expiry.expired = False  # swallowed: the item came, and a later cancellation is not ours
     return item
 
 

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from seawall.core import events
-from seawall.core.protocol import Deadline, Guard, GuardPerCall, Judge, Token, Wait
+from seawall.core.protocol import Guard, GuardPerCall, Judge, Token, Wait
 from seawall.core.sleeping import MakeSleeper, ThreadSleeper, async_sleeper, on_asyncio, on_trio
-from seawall.core.timers import arm, disarm
+from seawall.core.timers import arm
 
 Clock = Callable[[], float]
 EndSpan = Callable[[BaseException | None], None]
@@ -59,62 +59,72 @@ def pause_sync(seconds: float) -> bool:
     return True
 
 
-def bed(wait: Wait, sleeper: MakeSleeper) -> None:
+def bed(wait: Wait, sleeper: MakeSleeper) -> Wait:
     """Say where `wait` sleeps. With the lock held still: whoever wakes it must find it there."""
     try:
         wait.sleeper = sleeper()
     except BaseException:  # no event loop that we know
         wait.abandon(clock())
         raise
+    wait.__traceback__ = None  # or its frames live as long as it does
+    return wait
 
 
 class Row:
-    """Neighbouring guards, outermost first, run in one frame. Holds nothing of any call: that is the token list."""
+    """Neighbouring guards, outermost first, run in one frame. Holds nothing of any call: that is the token list.
 
-    __slots__ = ("enters", "exits", "guards", "judging", "members", "one_timed", "per_call", "timed")
+    A guard that issues deadlines is the last of its row, so that what comes further in, waiting included, runs in time.
+    """
+
+    __slots__ = ("enters", "exits", "guards", "judging", "members", "per_call", "timed")
 
     def __init__(self, members: tuple[Guard | GuardPerCall, ...]) -> None:
         self.members = members
         self.per_call = not all(isinstance(member, Guard) for member in members)
         self.judging = any(getattr(member, "judges", False) for member in members)
-        self.guards = guards = tuple(member for member in members if isinstance(member, Guard))
-        # innermost first: the order in which nested deadlines take back their cancellations
-        self.timed = tuple(
-            index for index in reversed(range(len(guards))) if getattr(guards[index], "issues_deadlines", False)
-        )
-        self.one_timed = self.timed[0] if len(self.timed) == 1 else None  # nearly always
-        self.enters = tuple(guard.enter for guard in guards)
-        self.exits = tuple(guard.exit for guard in reversed(guards))
+        self.timed = bool(members) and getattr(members[-1], "issues_deadlines", False)  # its token is an Expiry
+        if not self.per_call:
+            self._bind(members)  # type: ignore[arg-type]
+
+    def _bind(self, guards: tuple[Guard, ...]) -> None:
+        self.guards = guards
+        self.enters = tuple([guard.enter for guard in guards])
+        self.exits = tuple([guard.exit for guard in reversed(guards)])
 
     def for_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Row:
         """The row of the call with these arguments: with the guard that each `GuardPerCall` chose for it."""
         if not self.per_call:
             return self
-        return Row(
-            tuple(member if isinstance(member, Guard) else member.guard_for(args, kwargs) for member in self.members)
+        row = object.__new__(Row)
+        row.members, row.per_call, row.judging, row.timed = self.members, False, self.judging, self.timed
+        row._bind(
+            tuple(
+                [member.guard_for(args, kwargs) if hasattr(member, "guard_for") else member for member in self.members]
+            )
         )
+        return row
 
     async def enter(self, tokens: list[Token], wait: Wait | None = None) -> None:
         """Let one call in, from `wait` on if it already asked; waits where a guard says so."""
         if wait is None:
             wait = self._ask(tokens, async_sleeper)
         while wait is not None:
+            sleeper = wait.sleeper
             try:
-                await wait.sleeper.sleep(wait.until - clock())
+                await sleeper.sleep(wait.until - clock(), wait.after)
             except BaseException as exc:
+                sleeper.rise()
                 self._give_up(tokens, wait, exc)
                 raise
-            if self._resume(tokens, wait, async_sleeper):
-                wait = self._ask(tokens, async_sleeper) if len(tokens) < len(self.guards) else None
-            if _pending:
-                self._deliver(tokens)
+            sleeper.rise()
+            wait = self._go_on(tokens, wait, async_sleeper)
         if _pending:
             self._deliver(tokens)
 
-    def enter_sync(self) -> list[Token]:
+    def enter_sync(self, tokens: list[Token], wait: Wait | None = None) -> None:
         """`enter` for plain functions. Never blocks a thread that runs an event loop: there it refuses."""
-        tokens: list[Token] = []
-        wait = self._ask(tokens, ThreadSleeper)
+        if wait is None:
+            wait = self._ask(tokens, ThreadSleeper)
         while wait is not None:
             if on_asyncio() or on_trio():
                 self._refuse(tokens, wait)
@@ -123,13 +133,19 @@ class Row:
             except BaseException as exc:
                 self._give_up(tokens, wait, exc)
                 raise
-            if self._resume(tokens, wait, ThreadSleeper):
-                wait = self._ask(tokens, ThreadSleeper)
-            if _pending:
-                self._deliver(tokens)
+            wait = self._go_on(tokens, wait, ThreadSleeper)
         if _pending:
             self._deliver(tokens)
-        return tokens
+
+    def _go_on(self, tokens: list[Token], wait: Wait, sleeper: MakeSleeper) -> Wait | None:
+        """Awake: the next wait, or None once all have let the call in."""
+        if wait.granted:  # before it was woken, so this needs no lock
+            tokens.append(wait.token)
+        elif not self._resume(tokens, wait, sleeper):
+            return wait
+        if _pending:
+            self._deliver(tokens)
+        return self._ask(tokens, sleeper) if len(tokens) < len(self.guards) else None
 
     def enter_now(self) -> list[Token]:
         """`enter` for callers that can't wait."""
@@ -157,8 +173,7 @@ class Row:
                     for enter in self.enters[len(tokens) :]:
                         tokens.append(enter(moment))
                 except Wait as wait:
-                    bed(wait, sleeper)
-                    return wait.with_traceback(None)
+                    return bed(wait, sleeper)
         except BaseException as exc:
             self.fail(tokens, exc)
             raise
@@ -170,8 +185,8 @@ class Row:
                 try:
                     tokens.append(wait.resume(clock()))
                 except Wait as again:
+                    again.after = None
                     bed(again, sleeper)
-                    again.with_traceback(None)
                     return False
         except BaseException as exc:
             self.fail(tokens, exc)
@@ -205,20 +220,9 @@ class Row:
         finally:
             del outcome, exc  # or this frame, its traceback and the error would be a cycle
 
-    def deadlines(self, tokens: list[Token]) -> list[Deadline]:
-        """The deadlines among the tokens of a call, innermost first."""
-        return [token for index in self.timed if isinstance(token := tokens[index], Deadline)]
-
     def arm(self, tokens: list[Token]) -> bool:
-        """Start the deadlines of this call in the current task; False where asyncio does not run."""
-        if self.one_timed is not None:
-            return arm(tokens[self.one_timed])  # type: ignore[arg-type]
-        return all(arm(deadline) for deadline in self.deadlines(tokens))  # on no loop the first says so
-
-    def disarm(self, tokens: list[Token]) -> None:
-        """Stop the deadlines of this call."""
-        for index in self.timed:
-            disarm(tokens[index])  # type: ignore[arg-type]
+        """Start the deadline of this call in the current task; False where asyncio does not run."""
+        return arm(tokens[-1], clock(), clock)  # type: ignore[arg-type]
 
     def leave_well(self, tokens: list[Token], span: EndSpan | None = None, result: object = None) -> None:
         """The call returned. Raises what a guard says instead."""
@@ -235,8 +239,8 @@ class Row:
         """The call ended with `exc`. Exits what `tokens` entered, innermost first; returns what to raise, or None."""
         if self.judging:
             return self._leave_judged(tokens, exc, result)
-        _acquire()
         try:
+            _acquire()  # inside, for Ctrl-C is handled when a call returns
             moment = clock()
             for leave in self.exits[len(self.exits) - len(tokens) :]:
                 try:

@@ -9,7 +9,7 @@ from seawall.core import checks
 from seawall.core.decorate import POLICY_TYPES, Policy, decorate, rows
 from seawall.core.gate import Row
 from seawall.core.policy import admit
-from seawall.core.protocol import Guard, GuardPerCall
+from seawall.core.protocol import Guard
 from seawall.core.scope import Permit, Scope
 
 P = ParamSpec("P")
@@ -53,20 +53,22 @@ class Pipeline:
 
     def scope(self) -> Scope:
         """Guard one block. TypeError if a policy needs to run the call itself."""
-        return Scope(self._row())
+        return Scope(*self._rows())
 
     def admit(self) -> Permit:
         """Let one call in by hand, without waiting, and say later how it ended."""
-        return admit(self._row().guards)
+        return admit(tuple(guard for row in self._rows() for guard in row.guards))
 
-    def _row(self) -> Row:
-        parts = rows(self.policies) or [Row(())]
-        row = parts[0]
-        if len(parts) > 1 or not isinstance(row, Row) or row.per_call:
-            culprit = next(policy for policy in self.policies if not isinstance(policy, Guard))
-            why = "chooses by a call's arguments" if isinstance(culprit, GuardPerCall) else "runs the call itself"
-            raise TypeError(f"{type(culprit).__name__} {why}, so it can't guard a block")
-        return row
+    def _rows(self) -> list[Row]:
+        found = []
+        for part in rows(self.policies):
+            if not isinstance(part, Row):
+                raise TypeError(f"{type(part).__name__} runs the call itself, so it can't guard a block")
+            if part.per_call:
+                culprit = next(member for member in part.members if not isinstance(member, Guard))
+                raise TypeError(f"{type(culprit).__name__} chooses by a call's arguments, which a block has not")
+            found.append(part)
+        return found
 
     def __repr__(self) -> str:
         return f"Pipeline({', '.join(map(repr, self.policies))})"

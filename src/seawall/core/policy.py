@@ -13,7 +13,7 @@ from seawall.core.errors import Rejected
 from seawall.core.events import CallRejected, Event, Listener
 from seawall.core.gate import Row
 from seawall.core.protocol import Guard, Token
-from seawall.core.scope import Permit, Scope, pop, push
+from seawall.core.scope import Permit, Scope, frame_of_block, pop, push
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -23,6 +23,7 @@ R = TypeVar("R", bound=Rejected)
 class PolicyBase:
     """What guards and arounds of ours share: a name, listeners, counters, a place in the registry."""
 
+    __slots__ = ("__weakref__", "_listeners", "name")
     kind: ClassVar[str] = "policy"
     needs_event_loop: ClassVar[bool] = False
     _lock = gate.lock
@@ -102,6 +103,7 @@ class GuardPolicy(PolicyBase):
     several event loops and threads at once.
     """
 
+    __slots__ = ("_rejections",)
     kind: ClassVar[str] = "guard"
 
     def __init__(self, name: str, listeners: Iterable[Listener] = ()) -> None:
@@ -127,22 +129,25 @@ class GuardPolicy(PolicyBase):
     def __enter__(self) -> None:
         scope = self.scope()
         scope.__enter__()
-        push(self, scope)
+        push(self, frame_of_block(), scope)
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        pop(self).__exit__(kind, exc, trace)
+        pop(self, frame_of_block()).__exit__(kind, exc, trace)
 
-    async def __aenter__(self) -> None:
+    def __aenter__(self) -> Awaitable[None]:
+        return self._enter_block(frame_of_block())
+
+    def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> Awaitable[None]:
+        return pop(self, frame_of_block()).__aexit__(kind, exc, trace)
+
+    async def _enter_block(self, frame: int) -> None:
         scope = self.scope()
         await scope.__aenter__()
-        push(self, scope)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await pop(self).__aexit__(kind, exc, trace)
+        push(self, frame, scope)
 
     def _refused(self, error: R, now: float) -> R:
         """Count and report a refusal; the caller raises it."""
@@ -158,6 +163,7 @@ class AroundPolicy(PolicyBase):
     `self._lock`, never across an await.
     """
 
+    __slots__ = ()
     kind: ClassVar[str] = "around"
     streams: bool = False  # True: `around_stream` serves async generators
 
@@ -184,6 +190,6 @@ class AroundPolicy(PolicyBase):
 def admit(guards: tuple[Guard, ...]) -> Permit:
     """A permit for one call past `guards`."""
     for guard in guards:
-        if getattr(guard, "needs_event_loop", False):
+        if getattr(guard, "issues_deadlines", False):
             raise TypeError(f"{type(guard).__name__} can't cancel a call that is let in by hand; use scope()")
     return Permit(Row(guards))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     import asyncio
+    from contextvars import Token as ContextToken
 
 T = TypeVar("T")
 Token = object
@@ -91,12 +92,18 @@ class Wait(Exception):
     """Raised by `Guard.enter` to say "not yet": the gate sleeps, then asks again with `resume`.
 
     It sleeps until the clock shows `until`, or until the guard calls `wake`, whichever comes first; it never
-    holds the lock while it sleeps. Subclass it with what the waiting call needs. All three methods run with
-    the gate's lock held, like those of a guard.
+    holds the lock while it sleeps. A guard that sets `granted` and `token` before it wakes the sleeper has let the
+    call in, and `resume` is not asked. `after` says that `until` is so many seconds from now, the same for many
+    waits: they share one timer. Subclass it with what the waiting call needs. All methods run with the gate's lock
+    held, like those of a guard.
     """
 
-    def __init__(self, until: float = math.inf) -> None:
+    granted = False
+    token: Token = None
+
+    def __init__(self, until: float = math.inf, after: float | None = None) -> None:
         self.until = until
+        self.after = after
         self.sleeper: Any = _AWAKE  # set by the gate before it lets go of the lock
 
     def wake(self) -> bool:
@@ -108,7 +115,7 @@ class Wait(Exception):
         raise NotImplementedError
 
     def abandon(self, now: float) -> None:
-        """The call will not come (cancelled while it waited): give back whatever it was promised."""
+        """The call will not come (cancelled while it waited): give back whatever it was promised or granted."""
         raise NotImplementedError
 
     def refuse(self, now: float) -> Exception:
@@ -116,23 +123,43 @@ class Wait(Exception):
         raise NotImplementedError
 
 
-class Deadline:
+class Expiry:
     """The token of a call that must be over in `after` seconds; `expired` says the gate cancelled it for that.
 
     A guard whose tokens these are has the class attribute `issues_deadlines = True`.
     """
 
     __slots__ = ("after", "cancelling", "expired", "queue", "task")
+    until: float | None = None
 
     def __init__(self, after: float) -> None:
         self.after = after
         self.expired = False
-        self.task: asyncio.Task[object] | None = None  # set while armed
-        self.cancelling = 0  # cancellations the task had before, which are not ours to take back
-        self.queue: dict[Any, float] | None = None
+        self.task: asyncio.Task[object] | None = None  # set while armed, and so are those below
+        self.cancelling: int  # cancellations the task had before, which are not ours to take back
+        self.queue: dict[Any, float]
+
+    def left(self, now: float) -> float:
+        """Seconds the call may take from `now` on."""
+        return self.after
 
     def expire(self) -> None:
         """Time is up: cancel the call."""
         if self.task is not None:
             self.expired = True
             self.task.cancel()
+
+
+class SharedExpiry(Expiry):
+    """One that everything the call does sees: until a time on the gate's clock, also over the steps of a stream."""
+
+    __slots__ = ("restore", "until")
+
+    def __init__(self, after: float, until: float) -> None:
+        super().__init__(after)
+        self.until: float = until
+        self.restore: ContextToken[float] | None = None  # the deadline that held before
+
+    def left(self, now: float) -> float:
+        """Seconds the call may take from `now` on."""
+        return max(0.0, self.until - now)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sys
 import warnings
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import anyio
 
-from seawall.core.gate import Row
-from seawall.core.protocol import Token
+from seawall.core import gate
+from seawall.core.gate import Row, lock
+from seawall.core.protocol import Expiry, Token
+from seawall.core.timers import disarm, show
 
 
 class Scope:
     """One guarded block: `async with policy.scope():`, or `with` where no timeout is in the row. Good for one use."""
 
-    __slots__ = ("_cancel", "_row", "_tokens")
+    __slots__ = ("__weakref__", "_cancel", "_inner", "_row", "_tokens")
 
-    def __init__(self, row: Row) -> None:
-        self._row = row
+    def __init__(self, *rows: Row) -> None:
+        self._row = rows[0] if rows else Row(())
+        self._inner = Scope(*rows[1:]) if len(rows) > 1 else None
         self._tokens: list[Token] | None = None
         self._cancel: anyio.CancelScope | None = None
 
@@ -31,16 +36,35 @@ class Scope:
         return self._tokens
 
     def __enter__(self) -> Self:
-        if self._row.timed:
+        if any(getattr(guard, "needs_event_loop", False) for guard in self._row.guards):
             raise TypeError("Timeout needs an event loop to cancel a call; use `async with`")
-        self._begin()
-        self._tokens = self._row.enter_sync()
+        tokens = self._begin()
+        self._row.enter_sync(tokens)
+        if self._row.timed:
+            show(tokens[-1])
+        if self._inner is not None:
+            try:
+                self._inner.__enter__()
+            except BaseException as exc:
+                self._leave(exc)
+                raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._inner is not None:
+            try:
+                self._inner.__exit__(kind, exc, trace)
+            except BaseException as replacement:
+                self._leave(replacement)
+                raise
+        self._leave(exc)
+
+    def _leave(self, exc: BaseException | None) -> None:
         tokens, self._tokens = self._tokens or [], []
+        if self._row.timed and tokens:
+            disarm(tokens[-1])
         if exc is None:
             self._row.leave_well(tokens)
         else:
@@ -51,32 +75,50 @@ class Scope:
         await self._row.enter(tokens)
         try:
             if self._row.timed and not self._row.arm(tokens):
-                first = min(deadline.after for deadline in self._row.deadlines(tokens))
-                self._cancel = anyio.move_on_after(first).__enter__()
+                expiry = cast(Expiry, tokens[-1])
+                show(expiry)
+                self._cancel = anyio.move_on_after(expiry.left(gate.now())).__enter__()
+            if self._inner is not None:
+                await self._inner.__aenter__()
         except BaseException as exc:
-            self._row.disarm(tokens)
-            self._row.fail(tokens, exc)
+            self._leave_or_raise(exc)
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        tokens, self._tokens = self._tokens or [], []
-        if self._cancel is not None:
+        if self._inner is not None:
             try:
-                self._cancel.__exit__(kind, exc, trace)
-            except BaseException as rest:  # of a group of errors, without the cancellations
-                self._row.fail(tokens, rest)
+                await self._inner.__aexit__(kind, exc, trace)
+            except BaseException as replacement:
+                self._leave_or_raise(replacement)
                 raise
-            if self._cancel.cancelled_caught:  # trio's __exit__ also says True where all went well
-                min(self._row.deadlines(tokens), key=lambda deadline: deadline.after).expired = True
-                exc = asyncio.CancelledError()
-        self._row.disarm(tokens)
-        if exc is not None:
-            self._row.fail(tokens, exc)
-            return
-        self._row.leave_well(tokens)
+        self._leave_or_raise(exc)
+
+    def _leave_or_raise(self, exc: BaseException | None) -> None:
+        """Leave with `exc`, or raise what came in its place."""
+        caught = self._caught(exc)
+        try:
+            self._leave(caught)
+            if caught is not None and caught is not exc:
+                raise caught
+        finally:
+            del caught, exc  # or this frame, its traceback and the error would be a cycle
+
+    def _caught(self, exc: BaseException | None) -> BaseException | None:
+        """End the block's cancel scope, on trio. What is left of `exc` then, or what stands for our deadline."""
+        cancel, self._cancel = self._cancel, None
+        if cancel is None:
+            return exc
+        try:
+            cancel.__exit__(type(exc) if exc else None, exc, exc.__traceback__ if exc else None)
+        except BaseException as rest:  # of a group of errors, without the cancellations
+            return rest
+        if cancel.cancelled_caught and self._tokens:  # trio's __exit__ also says True where all went well
+            cast(Expiry, self._tokens[-1]).expired = True
+            return asyncio.CancelledError()
+        return exc
 
 
 class Permit:
@@ -115,19 +157,42 @@ class Permit:
             warnings.warn("a permit was dropped without success, failure or cancel", ResourceWarning, stacklevel=2)
 
 
-_open: ContextVar[tuple[tuple[object, Scope], ...]] = ContextVar("seawall_open", default=())
+# The scopes of `with policy:` blocks, by policy and by the frame that holds the block: a generator's frame stays
+# the same wherever it goes on. Blocks of an ExitStack have no frame (0); they are told apart by context.
+_opened: dict[tuple[int, int], list[Scope]] = {}
+_in_context: ContextVar[tuple[Scope, ...]] = ContextVar("seawall_scopes", default=())
 
 
-def push(owner: object, scope: Scope) -> None:
-    """Remember the scope that `with owner:` opened, in this task or thread."""
-    _open.set((*_open.get(), (owner, scope)))
+def frame_of_block(depth: int = 2) -> int:
+    """Which frame holds the `with` statement that called the caller; 0 for an ExitStack's."""
+    frame = sys._getframe(depth)
+    return 0 if frame.f_code.co_filename == contextlib.__file__ else id(frame)
 
 
-def pop(owner: object) -> Scope:
-    """The scope that this task or thread opened last for `owner`."""
-    stack = _open.get()
-    for index in range(len(stack) - 1, -1, -1):
-        if stack[index][0] is owner:
-            _open.set(stack[:index] + stack[index + 1 :])
-            return stack[index][1]
-    raise RuntimeError(f"{owner!r} was entered in another context; hold on to `scope()` instead")
+def push(owner: object, frame: int, scope: Scope) -> None:
+    """Remember the scope that `with owner:` opened."""
+    with lock:
+        _opened.setdefault((id(owner), frame), []).append(scope)
+    if not frame:
+        _in_context.set((*_in_context.get(), scope))
+
+
+def pop(owner: object, frame: int) -> Scope:
+    """The scope that the same block opened."""
+    with lock:
+        key = (id(owner), frame)
+        if key not in _opened:  # compiled code has no frame of its own: the newest one then
+            key = next((one for one in reversed(_opened) if one[0] == id(owner)), key)
+        scopes = _opened.get(key)
+        if scopes is None:
+            raise RuntimeError(f"{owner!r} was not entered; each block exits once")
+        scope = scopes[-1]
+        if not frame:
+            mine = _in_context.get()
+            scope = next((one for one in reversed(mine) if one in scopes), scope)
+        scopes.remove(scope)
+        if not scopes:
+            del _opened[key]
+    if not frame:
+        _in_context.set(tuple(one for one in _in_context.get() if one is not scope))
+    return scope

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from seawall.core.timers import timers_of
+from seawall.core.timers import Queue, Timers, running_timers
+
+_FOREVER = 1e9  # seconds; the loop can't count much further
 
 
 class Sleeper(Protocol):
@@ -21,8 +23,15 @@ class Sleeper(Protocol):
     def ring(self) -> bool:
         """Wake the sleeper; False if its loop is gone."""
 
-    async def sleep(self, seconds: float) -> None:
-        """Return after `seconds` or when rung."""
+    @property
+    def alive(self) -> bool:
+        """Whether its loop is still there."""
+
+    def sleep(self, seconds: float, shared: float | None = None) -> Awaitable[None]:
+        """Return after `seconds` or when rung. With `shared`, a delay that many have, one timer serves them all."""
+
+    def rise(self) -> None:
+        """Awake, or cancelled: forget the timer."""
 
 
 MakeSleeper = Callable[[], object]
@@ -31,38 +40,50 @@ MakeSleeper = Callable[[], object]
 class AsyncioSleeper:
     """Sleeps on a future of the running loop; equal delays share one loop timer."""
 
-    __slots__ = ("_future", "_loop")
+    __slots__ = ("_future", "_queue", "_timer", "_timers")
 
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._future: asyncio.Future[None] = self._loop.create_future()
+    def __init__(self, timers: Timers) -> None:
+        self._timers = timers
+        self._future: asyncio.Future[None] = timers.loop.create_future()
+        self._queue: Queue | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def ring(self) -> bool:
         """Wake the sleeper; False if its loop is gone."""
-        if asyncio._get_running_loop() is self._loop:
-            self.expire()
+        if running_timers() is self._timers:
+            if not self._future.done():
+                self._future.set_result(None)
             return True
         try:
-            self._loop.call_soon_threadsafe(self.expire)
+            self._timers.loop.call_soon_threadsafe(self.expire)
         except RuntimeError:  # the loop is closed, and its task with it
             return False
         return True
+
+    @property
+    def alive(self) -> bool:
+        """Whether its loop is still there."""
+        return not self._timers.loop.is_closed()
 
     def expire(self) -> None:
         """Wake the sleeper; on its own loop."""
         if not self._future.done():
             self._future.set_result(None)
 
-    async def sleep(self, seconds: float) -> None:
-        """Return after `seconds` or when rung."""
-        if seconds == float("inf"):
-            await self._future
-            return
-        queue = timers_of(self._loop).add(self, max(0.0, seconds))
-        try:
-            await self._future
-        finally:
-            queue.pop(self, None)
+    def sleep(self, seconds: float, shared: float | None = None) -> Awaitable[None]:
+        """Return after `seconds` or when rung. With `shared`, a delay that many have, one timer serves them all."""
+        if shared is not None and shared < _FOREVER:
+            self._queue = self._timers.add(self, shared, self._timers.time())
+        elif seconds < _FOREVER:
+            self._timer = self._timers.loop.call_later(max(0.0, seconds), self.expire)
+        return self._future
+
+    def rise(self) -> None:
+        """Awake, or cancelled: forget the timer."""
+        if self._queue is not None:
+            self._queue.pop(self, None)
+        elif self._timer is not None:
+            self._timer.cancel()
 
 
 class TrioSleeper:
@@ -86,30 +107,48 @@ class TrioSleeper:
             return False
         return True
 
-    async def sleep(self, seconds: float) -> None:
+    @property
+    def alive(self) -> bool:
+        """Whether its loop is still there."""
+        import trio
+
+        try:
+            self._token.run_sync_soon(_nothing)
+        except trio.RunFinishedError:
+            return False
+        return True
+
+    async def sleep(self, seconds: float, shared: float | None = None) -> None:
         """Return after `seconds` or when rung."""
         import anyio
 
         with anyio.move_on_after(max(0.0, seconds)):
             await self._event.wait()
 
+    def rise(self) -> None:
+        """Awake, or cancelled: nothing to forget."""
+
 
 class ThreadSleeper:
     """Sleeps in a thread of its own."""
 
     __slots__ = ("_event",)
+    alive = True
 
     def __init__(self) -> None:
         self._event = threading.Event()
 
     def ring(self) -> bool:
-        """Wake the sleeper; False if its loop is gone."""
+        """Wake the sleeper."""
         self._event.set()
         return True
 
     def sleep_sync(self, seconds: float) -> None:
         """Return after `seconds` or when rung."""
         self._event.wait(None if seconds == float("inf") else min(max(0.0, seconds), threading.TIMEOUT_MAX))
+
+
+def _nothing() -> None: ...
 
 
 def on_asyncio() -> bool:
@@ -128,7 +167,8 @@ def on_trio() -> bool:
 
 def async_sleeper() -> Sleeper:
     """A sleeper for the event loop that is running."""
-    return AsyncioSleeper() if on_asyncio() else TrioSleeper()
+    timers = running_timers()
+    return TrioSleeper() if timers is None else AsyncioSleeper(timers)
 
 
 async def pause(seconds: float) -> None:

@@ -8,13 +8,25 @@ of short calls under a long delay touches the loop about once a delay, not once 
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
-from asyncio import _get_running_loop, current_task
-from typing import Protocol
+import time
+from asyncio import _get_running_loop
+from collections.abc import Callable
+from threading import get_ident
+from typing import Any, Protocol, cast
 
-from seawall.core.protocol import Deadline
+from seawall.core import ambient
+from seawall.core.protocol import Expiry, SharedExpiry, Token
+
+current_task: Callable[[asyncio.AbstractEventLoop], asyncio.Task[Any] | None]
+if sys.version_info < (3, 12):  # there it is written in Python and takes 250 ns
+    current_task = asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]
+else:
+    current_task = asyncio.current_task
 
 _EARLY = 1e-6  # the loop rings up to its clock's resolution early; that is no reason to set another timer
+_MANY = 32  # queues; more of them are searched for empty ones, left by delays that no call has any longer
 
 
 class Expiring(Protocol):
@@ -30,24 +42,34 @@ Queue = dict[Expiring, float]  # when each is due, in the loop's time
 class Timers:
     """The deadline queues of one asyncio event loop; used from that loop's thread only."""
 
-    __slots__ = ("_handle", "_queues", "_when", "loop", "time")
+    __slots__ = ("_handle", "_many", "_queues", "_when", "base", "loop", "time")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.time = loop.time
+        self.base: Any = loop if isinstance(loop, asyncio.BaseEventLoop) else _Unknown  # has the thread it runs in
+        plain = getattr(type(loop), "time", None) is asyncio.BaseEventLoop.time
+        self.time = time.monotonic if plain else loop.time  # the same, without a Python call
         self._queues: dict[float, Queue] = {}
+        self._many = _MANY
         self._handle: asyncio.TimerHandle | None = None
         self._when = float("inf")
 
-    def add(self, one: Expiring, after: float) -> Queue:
-        """Expire `one` in `after` seconds unless it is deleted from the returned queue before."""
-        when = self.time() + after
+    def add(self, one: Expiring, after: float, now: float) -> Queue:
+        """Expire `one` in `after` seconds from `now` unless it is deleted from the returned queue before."""
+        when = now + after
         queue = self._queues.get(after)
         if queue is None:
-            queue = self._queues[after] = {}
+            queue = self._new_queue(after)
         queue[one] = when
         if when < self._when:
             self._arm(when)
+        return queue
+
+    def _new_queue(self, after: float) -> Queue:
+        if len(self._queues) >= self._many:
+            self._queues = {delay: queue for delay, queue in self._queues.items() if queue}
+            self._many = max(_MANY, 2 * len(self._queues))
+        queue = self._queues[after] = {}
         return queue
 
     def _arm(self, when: float) -> None:
@@ -55,6 +77,11 @@ class Timers:
             self._handle.cancel()
         self._when = when
         self._handle = self.loop.call_at(when, self._ring)
+
+    def stop(self) -> None:
+        """The loop is closed; without a handle that refers to them these timers are free."""
+        if self._handle is not None:
+            self._handle.cancel()
 
     def _ring(self) -> None:
         self._handle, self._when = None, float("inf")
@@ -68,11 +95,15 @@ class Timers:
             for one in due:
                 del queue[one]
                 one.expire()
-            if not queue:
+            if not queue and self._queues.get(after) is queue:
                 del self._queues[after]
-        heads = [next(iter(queue.values())) for queue in self._queues.values()]
+        heads = [next(iter(queue.values())) for queue in self._queues.values() if queue]
         if heads:
             self._arm(min(heads))
+
+
+class _Unknown:
+    _thread_id = None
 
 
 class _PerThread(threading.local):
@@ -82,34 +113,72 @@ class _PerThread(threading.local):
 _local = _PerThread()
 
 
-def timers_of(loop: asyncio.AbstractEventLoop) -> Timers:
-    """The timers of the loop that runs in this thread."""
+def running_timers() -> Timers | None:
+    """The timers of the loop that runs in this thread; None where no asyncio loop does."""
     timers = _local.timers
+    if timers is not None and timers.base._thread_id == get_ident():
+        return timers
+    loop = _get_running_loop()  # on 3.11 a system call
+    if loop is None:
+        return None
     if timers is None or timers.loop is not loop:
+        if timers is not None and timers.loop.is_closed():
+            timers.stop()
         timers = _local.timers = Timers(loop)
     return timers
 
 
-def arm(deadline: Deadline) -> bool:
-    """Cancel the current task when `deadline` has come, unless disarmed before. False where no asyncio loop runs."""
-    loop = _get_running_loop()
-    if loop is None:
-        return False
-    task = current_task(loop)
+def arm(expiry: Expiry, now: float, clock: Callable[[], float]) -> bool:
+    """Cancel the current task when `expiry` has come, unless disarmed before. False where no asyncio loop runs.
+
+    `now` is the gate's time by `clock`, which nearly always is the loop's own.
+    """
+    timers = _local.timers
+    if timers is None or timers.base._thread_id != get_ident():
+        timers = running_timers()
+        if timers is None:
+            return False
+    task = current_task(timers.loop)
     if task is None:
         raise RuntimeError("a timeout needs a task to cancel: run the call inside a task, not a loop callback")
-    deadline.task = task
-    deadline.cancelling = task.cancelling()
-    deadline.queue = timers_of(loop).add(deadline, deadline.after)
+    after = expiry.after
+    if expiry.until is not None:
+        after = expiry.left(now)
+        show(expiry)
+    expiry.task = task
+    expiry.cancelling = task.cancelling()
+    if after > 0:
+        expiry.queue = timers.add(expiry, after, now if clock is timers.time else timers.time())
+    else:
+        expiry.expire()  # the call ends where it first waits
     return True
 
 
-def disarm(deadline: Deadline) -> None:
+def show(expiry: Token) -> None:
+    """Let everything the call does see its deadline, where it is one to share."""
+    if isinstance(expiry, SharedExpiry) and expiry.until < ambient.deadline.get():
+        expiry.restore = ambient.deadline.set(expiry.until)
+
+
+def disarm(token: Token) -> None:
     """The call is over. If its deadline cancelled it, take that cancellation back."""
-    task, queue = deadline.task, deadline.queue
-    deadline.task = deadline.queue = None
-    if not deadline.expired:
-        if queue is not None:
-            queue.pop(deadline, None)
-    elif task is not None and task.uncancel() > deadline.cancelling:
-        deadline.expired = False  # somebody else cancelled it too, and that must win
+    expiry = cast(Expiry, token)
+    task = expiry.task
+    if task is not None:
+        expiry.task = None
+        if not expiry.expired:
+            expiry.queue.pop(expiry, None)
+        elif task.uncancel() > expiry.cancelling:
+            expiry.expired = False  # somebody else cancelled it too, and that must win
+    if expiry.until is not None:
+        hide(expiry)
+
+
+def hide(expiry: Token) -> None:
+    """The deadline that held before holds again."""
+    if isinstance(expiry, SharedExpiry) and expiry.restore is not None:
+        restore, expiry.restore = expiry.restore, None
+        try:
+            ambient.deadline.reset(restore)
+        except ValueError:  # closed in another context, where it never held
+            return

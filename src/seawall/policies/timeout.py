@@ -6,28 +6,13 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Self
 
 from seawall.core import checks
+from seawall.core.errors import CallTimeoutError
 from seawall.core.events import Event, Listener
 from seawall.core.policy import GuardPolicy
-from seawall.core.protocol import Deadline, Token
-
-
-class CallTimeoutError(TimeoutError):
-    """A call outlived its `Timeout`. The user's own TimeoutErrors are never relabelled as this.
-
-    Attributes:
-        policy: name of the timeout.
-        after: seconds it allowed.
-    """
-
-    def __init__(self, policy: str, after: float) -> None:
-        super().__init__(policy, after)
-        self.policy = policy
-        self.after = after
-
-    def __str__(self) -> str:
-        return f"{self.policy!r}: the call took longer than {self.after:g} s"
+from seawall.core.protocol import Expiry, Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +20,14 @@ class CallTimedOut(Event):
     """A timeout cancelled a call."""
 
     after: float
+
+
+@dataclass(frozen=True, slots=True)
+class TimeoutSnapshot:
+    """A timeout at one moment. Counters only grow."""
+
+    finished: int
+    timed_out: int
 
 
 class Timeout(GuardPolicy):
@@ -50,7 +43,7 @@ class Timeout(GuardPolicy):
         listeners: called with its `CallTimedOut` events.
 
     Raises:
-        CallTimeoutError: from a guarded call that took too long; a `TimeoutError`.
+        CallTimeoutError: from a guarded call that took too long; a `TimeoutError` that counts as a failure.
         TypeError: when it decorates a plain function or generator: only an event loop can cancel a call.
 
     >>> Timeout("search", 2.0).after
@@ -70,7 +63,7 @@ class Timeout(GuardPolicy):
 
     def enter(self, now: float) -> Token:
         """The deadline the gate arms for this call."""
-        return Deadline(self.after)
+        return Expiry(self.after)
 
     def exit(self, token: Token, now: float, exc: BaseException | None) -> None:
         """Turn the cancellation that the deadline caused into `CallTimeoutError`."""
@@ -80,10 +73,18 @@ class Timeout(GuardPolicy):
             self._emit(CallTimedOut, now, self.after)
             raise CallTimeoutError(self.name, self.after)
 
+    def _adopt(self, fresh: Self, now: float) -> None:
+        self.after = fresh.after  # calls in flight keep theirs
+
+    def snapshot(self) -> TimeoutSnapshot:
+        """Counters at one moment."""
+        with self._lock:
+            return TimeoutSnapshot(self._finished, self._expired)
+
     def counters(self) -> dict[str, int]:
         """What only grows, for exporters."""
-        with self._lock:
-            return {"finished": self._finished, "timed_out": self._expired}
+        snapshot = self.snapshot()
+        return {"finished": snapshot.finished, "timed_out": snapshot.timed_out}
 
     def gauges(self) -> dict[str, float]:
         """What goes up and down, for exporters: nothing."""

@@ -1,0 +1,151 @@
+"""The generated frame: what it says, and that it keeps every promise of the loop it replaces."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import traceback
+
+import pytest
+
+from seawall import Bulkhead, CallTimeoutError, CircuitBreaker, Pipeline, Rejected, Timeout, use_clock
+from seawall.core import gate
+from seawall.core.unrolled import source
+from seawall.testing import run
+
+
+class Noted:
+    """A guard that writes down what it is asked."""
+
+    def __init__(self, name, log, *, fails=False):
+        self.name, self.log, self.fails = name, log, fails
+
+    def enter(self, now):
+        self.log.append(f"{self.name} in")
+        return f"{self.name}'s token"
+
+    def exit(self, token, now, exc):
+        assert token == f"{self.name}'s token"
+        self.log.append(f"{self.name} out {type(exc).__name__}")
+        if self.fails:
+            raise LookupError(self.name)
+
+
+async def give(value):
+    return value
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 12])
+def test_a_row_of_any_length_enters_in_order_and_leaves_in_reverse(count):
+    log = []
+    guards = [Noted(str(number), log) for number in range(count)]
+    assert asyncio.run(Pipeline(*guards)(give)("value")) == "value"
+    entered = [f"{number} in" for number in range(count)]
+    assert log == entered + [f"{number} out NoneType" for number in reversed(range(count))]
+
+
+@pytest.mark.parametrize("culprit", range(5))
+def test_a_guard_that_raises_on_the_way_out_leaves_the_rest_to_hear_of_it(culprit):
+    log = []
+    guards = [Noted(str(number), log, fails=number == culprit) for number in range(5)]
+    with pytest.raises(LookupError):
+        asyncio.run(Pipeline(*guards)(give)("value"))
+    outs = [line for line in log if "out" in line]
+    assert outs == [
+        f"{number} out {'LookupError' if number < culprit else 'NoneType'}" for number in reversed(range(5))
+    ]
+
+
+def test_the_source_of_a_row_is_plain_python_without_a_loop():
+    text = source(3, timed=True)
+    compile(text, "<row>", "exec")
+    assert "for " not in text.replace("before", "")
+    assert text.count("enter1(now)") == 1
+    assert "arm(t2, now, clock)" in text
+
+
+def test_a_traceback_through_the_frame_shows_its_source():
+    @Pipeline(CircuitBreaker("b"))
+    async def fail():
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError) as caught:
+        asyncio.run(fail())
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "<seawall row of 1>" in shown
+    assert "result = await fn(*args, **kwargs)" in shown
+
+
+def test_a_rejection_in_the_middle_lets_out_whom_was_let_in():
+    log = []
+    places = Bulkhead("k", max_concurrent=1)
+    with places.scope(), pytest.raises(Rejected):
+        asyncio.run(Pipeline(Noted("a", log), places, Noted("b", log))(give)(1))
+    assert log == ["a in", "a out BulkheadFullError"]
+
+
+def test_a_timeout_further_out_covers_the_waiting_further_in():
+    places = Bulkhead("k", max_concurrent=1, max_queued=1, max_wait=60.0)
+    outside = Pipeline(Timeout("t", 2.0), places)(give)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        with places.scope(), pytest.raises(CallTimeoutError):
+            await outside(1)
+        assert loop.time() == 2.0
+        assert places.snapshot().waiting == 0
+
+    run(main())
+
+
+def test_of_two_timeouts_the_one_that_expires_first_speaks():
+    def named(outer, inner):
+        call = Pipeline(Timeout("outer", outer), Timeout("inner", inner))(asyncio.sleep)
+
+        async def main():
+            with pytest.raises(CallTimeoutError) as caught:
+                await call(10)
+            assert asyncio.current_task().cancelling() == 0
+            return caught.value.policy
+
+        return run(main())
+
+    assert [named(1.0, 2.0), named(2.0, 1.0)] == ["outer", "inner"]
+
+
+def test_a_call_that_waited_has_its_whole_timeout_still_before_it():
+    places = Bulkhead("k", max_concurrent=1, max_queued=1, max_wait=60.0)
+    call = Pipeline(places, Timeout("t", 2.0))(asyncio.sleep)
+
+    async def main():
+        first = asyncio.create_task(call(1.9))
+        await asyncio.sleep(0)
+        await call(1.9)
+        await first
+        return asyncio.get_running_loop().time()
+
+    assert run(main()) == pytest.approx(3.8)
+
+
+def test_an_interrupt_right_after_the_lock_was_taken_leaves_it_free(monkeypatch):
+    """Ctrl-C is handled when a call returns, also the one that took the lock."""
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    call = Pipeline(CircuitBreaker("b"))(give)
+    with use_clock(interrupted), pytest.raises(KeyboardInterrupt):  # the clock is read first thing under the lock
+        coroutine = call(1)
+        coroutine.send(None)
+    free = []
+    other = threading.Thread(target=lambda: free.append(gate.lock.acquire(blocking=False)) or gate.lock.release())
+    other.start()
+    other.join()
+    assert free == [True]
+
+
+def test_the_frame_keeps_the_kind_and_the_name_of_the_function():
+    guarded = Pipeline(CircuitBreaker("b"))(give)
+    assert inspect.iscoroutinefunction(guarded)
+    assert guarded.__name__ == "give"
