@@ -61,8 +61,8 @@ def test_the_source_of_a_row_is_plain_python_without_a_loop():
     text = source(3, timed=True)
     compile(text, "<row>", "exec")
     assert "for " not in text.replace("before", "")
-    assert text.count("enter1(now)") == 1
-    assert "arm(t2, now, clock)" in text
+    assert text.count("_enter1(_now)") == 1
+    assert "_arm(_t2, _now, _clock)" in text
 
 
 def test_a_traceback_through_the_frame_shows_its_source():
@@ -73,8 +73,8 @@ def test_a_traceback_through_the_frame_shows_its_source():
     with pytest.raises(ConnectionError) as caught:
         asyncio.run(fail())
     shown = "".join(traceback.format_exception(caught.value))
-    assert "<seawall row of 1>" in shown
-    assert "result = await fn(*args, **kwargs)" in shown
+    assert "<seawall row of 1: >" in shown
+    assert "_result = await _fn()" in shown
 
 
 def test_a_rejection_in_the_middle_lets_out_whom_was_let_in():
@@ -149,3 +149,54 @@ def test_the_frame_keeps_the_kind_and_the_name_of_the_function():
     guarded = Pipeline(CircuitBreaker("b"))(give)
     assert inspect.iscoroutinefunction(guarded)
     assert guarded.__name__ == "give"
+
+
+def many_kinds():
+    async def nothing(): ...
+    async def plain(a, b): ...
+    async def defaults(a, b=(1,), *, c, d=None): ...
+    async def only(a, /, b, *, c=1): ...
+    async def stars(a, *rest, c=1, **more): ...
+    async def ours(_t0, _now): ...
+    async def named_like_ours(name, result, wait, args, now): ...
+
+    return [nothing, plain, defaults, only, stars, ours, named_like_ours]
+
+
+@pytest.mark.parametrize("fn", many_kinds(), ids=lambda fn: fn.__name__)
+def test_the_frame_takes_just_what_the_function_takes(fn):
+    guarded = Pipeline(CircuitBreaker("b"))(fn)
+    assert inspect.signature(guarded) == inspect.signature(fn)
+    frame = inspect.signature(guarded, follow_wrapped=False)
+    assert frame == inspect.signature(fn) or str(frame) == "(*args, **kwargs)"
+    assert (str(frame) == "(*args, **kwargs)") == (fn.__name__ == "ours")
+
+
+def test_arguments_arrive_as_they_were_given():
+    async def echo(a, /, b, *rest, c=3, d, **more):
+        return a, b, rest, c, d, more
+
+    guarded = Pipeline(CircuitBreaker("b"))(echo)
+
+    async def main():
+        return await guarded(1, 2, 4, 5, d=6, e=7), await guarded(1, b=2, d=4)
+
+    assert asyncio.run(main()) == ((1, 2, (4, 5), 3, 6, {"e": 7}), (1, 2, (), 3, 4, {}))
+
+
+def test_a_default_value_is_the_functions_own_object():
+    shared = []
+
+    async def remember(item, seen=shared):
+        seen.append(item)
+        return seen
+
+    assert asyncio.run(Pipeline(CircuitBreaker("b"))(remember)(1)) is shared
+
+
+def test_a_wrong_call_is_refused_where_it_is_made_and_counts_for_nothing():
+    breaker = CircuitBreaker("b", consecutive_failures=1)
+    guarded = Pipeline(breaker)(give)
+    with pytest.raises(TypeError, match=r"give.. missing 1 required positional argument: 'value'"):
+        guarded()
+    assert breaker.snapshot().failures == 0

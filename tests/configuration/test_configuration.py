@@ -1,0 +1,185 @@
+"""Pipelines from configuration: whole or not at all, and every error says where."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from seawall import CircuitBreaker, CircuitOpenError, Timeout, policies_of
+from seawall.configuration import TYPES, ConfigurationError, Pipelines
+
+TOML = """
+[policies.bank]
+type = "breaker"
+consecutive_failures = 2
+on = ["ConnectionError", "BankError"]
+
+[pipelines.pay]
+policies = [
+    { type = "rate_limiter", rate = 100 },
+    "bank",
+    { type = "timeout", after = 2.0 },
+]
+
+[pipelines.refund]
+policies = ["bank"]
+"""
+
+
+class BankError(Exception):
+    pass
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "seawall.toml"
+    path.write_text(TOML)
+    return path
+
+
+def one(**settings):
+    return {"pipelines": {"pay": {"policies": [{"type": "breaker", **settings}]}}}
+
+
+def test_a_file_gives_pipelines_that_share_the_policies_they_name(file):
+    pipelines = Pipelines.from_toml(file, names={"BankError": BankError})
+    assert list(pipelines) == ["pay", "refund"]
+    assert [type(policy).__name__ for policy in pipelines["pay"].policies] == [
+        "RateLimiter",
+        "CircuitBreaker",
+        "Timeout",
+    ]
+    assert pipelines["pay"].policies[1] is pipelines["refund"].policies[0]
+
+    @pipelines["pay"]
+    async def pay():
+        raise BankError
+
+    @pipelines["refund"]
+    def refund():
+        return "refunded"
+
+    for _ in range(2):
+        with pytest.raises(BankError):
+            asyncio.run(pay())
+    with pytest.raises(CircuitOpenError):
+        refund()
+
+
+def test_settings_change_while_in_use_and_what_is_left_out_goes_back_to_its_default():
+    pipelines = Pipelines(one(failure_rate=0.3, minimum_calls=7))
+    call = pipelines["pay"](lambda: 1)
+    (breaker,) = policies_of(call)
+    pipelines.update(one(failure_rate=0.4))
+    assert policies_of(call) == (breaker,)
+    assert (breaker.failure_rate, breaker.minimum_calls) == (0.4, 20)
+    pipelines.update(one())
+    assert breaker.failure_rate == 0.5
+
+
+def test_a_wrong_update_changes_nothing():
+    before = {
+        "pipelines": {
+            "pay": {"policies": [{"type": "breaker", "failure_rate": 0.3}]},
+            "z": {"policies": [{"type": "timeout", "after": 1.0}]},
+        }
+    }
+    pipelines = Pipelines(before)
+    after = {
+        "pipelines": {
+            "pay": {"policies": [{"type": "breaker", "failure_rate": 0.4}]},
+            "z": {"policies": [{"type": "timeout", "after": -1.0}]},
+        }
+    }
+    with pytest.raises(ConfigurationError, match=r"pipelines.z.policies\[0\].after: after must be more than 0"):
+        pipelines.update(after)
+    assert pipelines["pay"].policies[0].failure_rate == 0.3
+    assert pipelines["z"].policies[0].after == 1.0
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        ({"pipelines": {}}, r"pipelines.pay.policies\[0\]: is gone; only settings can change"),
+        (
+            {"pipelines": {"pay": {"policies": [{"type": "breaker"}, {"type": "breaker"}]}}},
+            r"pipelines.pay.policies\[1\]: is new",
+        ),
+        (
+            {"pipelines": {"pay": {"policies": [{"type": "timeout", "after": 1.0}]}}},
+            r"pipelines.pay.policies\[0\]: is another policy now",
+        ),
+        (one(name="other"), r"is another policy now \(<CircuitBreaker 'other'>, not <CircuitBreaker 'pay'>\)"),
+    ],
+)
+def test_only_settings_may_change(after, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Pipelines(one()).update(after)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "path", "problem"),
+    [
+        ({"pipeline": {}}, "configuration.pipeline", "did you mean 'pipelines'"),
+        ([], "configuration", "must be a table"),
+        ({"pipelines": []}, "pipelines", "must be a table"),
+        ({"pipelines": {"pay": []}}, "pipelines.pay", "must be a table"),
+        ({"pipelines": {"pay": {"polices": []}}}, "pipelines.pay.polices", "did you mean 'policies'"),
+        ({"pipelines": {"pay": {"policies": 3}}}, "pipelines.pay.policies", "must be a list of policies, got 3"),
+        ({"pipelines": {"pay": {"policies": ["bnk"]}}}, "pipelines.pay.policies[0]", "there is no policies.bnk"),
+        ({"policies": {"x": {"type": "braker"}}}, "policies.x.type", "did you mean 'breaker'"),
+        ({"policies": {"x": {}}}, "policies.x.type", "must be one of"),
+        ({"policies": {"x": {"type": "timeout"}}}, "policies.x", "after"),
+        (one(failure_rat=0.5), "pipelines.pay.policies[0].failure_rat", "did you mean 'failure_rate'"),
+        (one(failure_rate=50), "pipelines.pay.policies[0].failure_rate", "for 50 % write 0.5"),
+        (one(failure_rate="$rat"), "pipelines.pay.policies[0].failure_rate", "the app gave no name 'rat'"),
+        (one(on="OSEror"), "pipelines.pay.policies[0].on", "must name exceptions"),
+        (one(on="print"), "pipelines.pay.policies[0].on", "must name exceptions"),
+        (one(on="__import__('os')"), "pipelines.pay.policies[0].on", "must name exceptions"),
+        (one(name=""), "pipelines.pay.policies[0]", "name must be 1 to 200"),
+    ],
+)
+def test_an_error_names_the_path(configuration, path, problem):
+    with pytest.raises(ConfigurationError) as caught:
+        Pipelines(configuration, names={"rate": 0.5})
+    assert caught.value.path == path
+    assert problem in str(caught.value)
+
+
+def test_a_name_of_the_apps_may_stand_for_any_setting():
+    heard = []
+    pipelines = Pipelines(one(listeners="$listeners", consecutive_failures=1), names={"listeners": [heard.append]})
+
+    @pipelines["pay"]
+    def fail():
+        raise OSError
+
+    with pytest.raises(OSError):
+        fail()
+    assert len(heard) == 1
+    pipelines.update(one(listeners="$listeners", consecutive_failures=5))
+    assert pipelines["pay"].policies[0].consecutive_failures == 5
+
+
+def test_a_file_that_is_no_toml_says_so(tmp_path):
+    path = tmp_path / "broken.toml"
+    path.write_text("[pipelines")
+    with pytest.raises(ConfigurationError, match=r"broken\.toml: is no TOML"):
+        Pipelines.from_toml(path)
+    with pytest.raises(FileNotFoundError):
+        Pipelines.from_toml(tmp_path / "none.toml")
+
+
+def test_a_file_changes_them_too(file):
+    pipelines = Pipelines.from_toml(file, names={"BankError": BankError})
+    file.write_text(TOML.replace("after = 2.0", "after = 3.0"))
+    pipelines.update_from_toml(file)
+    assert isinstance(pipelines["pay"].policies[2], Timeout)
+    assert pipelines["pay"].policies[2].after == 3.0
+
+
+def test_every_policy_that_takes_plain_settings_can_be_configured():
+    assert TYPES["breaker"] is CircuitBreaker
+    for kind, make in TYPES.items():
+        assert callable(make), kind
