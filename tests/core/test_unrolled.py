@@ -11,7 +11,7 @@ import pytest
 
 from seawall import Bulkhead, CallTimeoutError, CircuitBreaker, Pipeline, Rejected, Timeout, use_clock
 from seawall.core import gate
-from seawall.core.unrolled import source
+from seawall.core.unrolled import Shape, source
 from seawall.testing import run
 
 
@@ -58,7 +58,7 @@ def test_a_guard_that_raises_on_the_way_out_leaves_the_rest_to_hear_of_it(culpri
 
 
 def test_the_source_of_a_row_is_plain_python_without_a_loop():
-    text = source(3, timed=True)
+    text = source(Shape(3, timed=True))
     compile(text, "<row>", "exec")
     assert "for " not in text.replace("before", "")
     assert text.count("_enter1(_now)") == 1

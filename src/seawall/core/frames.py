@@ -18,39 +18,7 @@ from seawall.core.unrolled import make_frame
 
 def async_frame(fn: Callable[..., Awaitable[Any]], row: Row, name: str | None) -> Callable[..., Awaitable[Any]]:
     """`fn`, a coroutine function, behind `row`."""
-    if row.per_call or row.judging or not row.members:
-        return _choosing_frame(fn, row, name)
     return make_frame(fn, row, name, async_sleeper, expiring)
-
-
-def _choosing_frame(fn: Callable[..., Awaitable[Any]], row: Row, name: str | None) -> Callable[..., Awaitable[Any]]:
-    """For rows whose guards depend on the arguments, or look at the result."""
-
-    async def guarded(*args: Any, **kwargs: Any) -> Any:
-        span = _begin(name)
-        tokens: list[Token] = []
-        try:
-            chosen = row.for_call(args, kwargs)
-            await chosen.enter(tokens)
-        except BaseException as exc:
-            _end(span, exc)
-            raise
-        try:
-            if chosen.timed and not chosen.arm(tokens):
-                result = await expiring(tokens[-1], fn(*args, **kwargs))
-            else:
-                result = await fn(*args, **kwargs)
-        except BaseException as exc:
-            if chosen.timed:
-                disarm(tokens[-1])
-            chosen.fail(tokens, exc, span)
-            raise
-        if chosen.timed:
-            disarm(tokens[-1])
-        chosen.leave_well(tokens, span, result)
-        return result
-
-    return guarded
 
 
 def _begin(name: str | None) -> EndSpan | None:

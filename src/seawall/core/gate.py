@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from seawall.core import events
 from seawall.core.protocol import Guard, GuardPerCall, Judge, Token, Wait
@@ -83,8 +83,7 @@ class Row:
         self.per_call = not all(isinstance(member, Guard) for member in members)
         self.judging = any(getattr(member, "judges", False) for member in members)
         self.timed = bool(members) and getattr(members[-1], "issues_deadlines", False)  # its token is an Expiry
-        if not self.per_call:
-            self._bind(members)  # type: ignore[arg-type]
+        self._bind(() if self.per_call else members)  # type: ignore[arg-type]
 
     def _bind(self, guards: tuple[Guard, ...]) -> None:
         self.guards = guards
@@ -257,8 +256,8 @@ class Row:
         """`leave` for rows in which a guard runs code of the user's first: without the lock, so one guard at a time."""
         for guard in reversed(self.guards[: len(tokens)]):
             try:
-                if isinstance(guard, Judge) and guard.judges:
-                    guard.judge(tokens[-1], result, exc)
+                if getattr(guard, "judges", False):
+                    cast(Judge, guard).judge(tokens[-1], result, exc)
             except BaseException as interruption:  # Ctrl-C in a predicate
                 exc = interruption.with_traceback(None)
             with lock:

@@ -1,8 +1,8 @@
 """The hot path: a row's frame, written out for its length and compiled once.
 
 A loop over guards, a token list and a check for deadlines that are not there cost five guards half a
-microsecond a call (CPython 3.11). So the frame is generated: `source(3, timed=True)` is plain
-Python and says all there is to know; everything unusual leaves for `Row`, which loops.
+microsecond a call (CPython 3.11). So the frame is generated: `source(Shape(3))` is plain Python
+and says all there is to know; everything unusual leaves for `Row`, which loops.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from seawall.core.timers import arm, disarm
 # Ctrl-C is handled when a call returns: after it the lock is ours to release.
 _ASYNC = """
 def _make(_fn, _row, _name, _sleeper, _expiring, _defaults):
-    {enters} = _row.enters
-    {exits} = _row.exits
+    {bind}
     async def guarded({parameters}):
-        {tokens} = _wait = None
+        {tokens}_wait = None
         _inside = 0
         _span = None if _gate.tracer is None or _name is None else _gate.tracer(_name)
         try:
+            {choose}
             try:
                 _acquire()
                 _clock = _gate.clock
@@ -57,23 +57,32 @@ def _make(_fn, _row, _name, _sleeper, _expiring, _defaults):
             {disarm}
             _row.fail([{listed}], _exc, _span)
             raise
-        try:
-            {disarm}
-            try:
-                _acquire()
-                _now = _gate.clock()
-                {leave}
-            finally:
-                _release()
-        except BaseException as _exc:
-            _row.fail([{listed}][:_inside], _exc, _span)
-            raise
-        if _pending:
-            _deliver()
-        if _span is not None:
-            _span(None)
+        {leave}
         return _result
     return guarded
+"""
+
+_LEAVE = """
+try:
+    {disarm}
+    try:
+        _acquire()
+        _now = _gate.clock()
+        {exits}
+    finally:
+        _release()
+except BaseException as _exc:
+    _row.fail([{listed}][:_inside], _exc, _span)
+    raise
+if _pending:
+    _deliver()
+if _span is not None:
+    _span(None)
+"""
+
+_LEAVE_JUDGED = """
+{disarm}
+_row.leave_well([{listed}], _span, _result)
 """
 
 
@@ -133,32 +142,54 @@ def _defaults_of(fn: Callable[..., Any]) -> tuple[Any, ...]:
     return (*(getattr(fn, "__defaults__", None) or ()), *[by_keyword[name] for name in names if name in by_keyword])
 
 
-def source(count: int, signature: Signature = ANY, *, timed: bool) -> str:
-    """The source of `make`, which gives the frame of a row of `count` guards; if `timed`, the last issues deadlines."""
-    names = [f"_t{index}" for index in range(count)]
-    last = names[-1]
-    passed_on = f"_fn({signature.arguments})"
+class Shape(NamedTuple):
+    """All that the source of a row's frame depends on."""
+
+    length: int  # guards
+    timed: bool = False  # the last one issues deadlines
+    per_call: bool = False  # they depend on the arguments
+    judging: bool = False  # they look at the result
+    signature: Signature = ANY
+
+
+def source(shape: Shape) -> str:
+    """The source of `_make`, which gives the frame of a row of that shape."""
+    names = [f"_t{number}" for number in range(shape.length)]
+    last = names[-1] if names else ""
+    passed_on = f"_fn({shape.signature.arguments})"
     plain = f"_result = await {passed_on}"
-    call = [
+    armed = [
         f"if _arm({last}, _now, _clock):",
         f"    {plain}",
         "else:",
         f"    _result = await _expiring({last}, {passed_on})",
     ]
-    numbers = range(count)
+    numbers = range(shape.length)
+    bind = [
+        "[" + ", ".join(f"_enter{number}" for number in numbers) + "] = _row.enters",
+        "[" + ", ".join(f"_exit{number}" for number in reversed(numbers)) + "] = _row.exits",
+    ]
+    disarm = [f"_disarm({last})" if shape.timed else "pass"]
+    listed = [", ".join(names)]
+    leave = _fill(
+        _LEAVE_JUDGED if shape.judging else _LEAVE,
+        listed=listed,
+        disarm=disarm,
+        exits=[line for n in reversed(numbers) for line in (f"_inside = {n}", f"_exit{n}(_t{n}, _now, None)")],
+    )
     return _fill(
         _ASYNC,
-        parameters=[signature.parameters],
-        count=[str(count)],
-        enters=["".join(f"_enter{number}, " for number in numbers)],
-        exits=["".join(f"_exit{number}, " for number in reversed(numbers))],
-        tokens=[" = ".join(names)],
-        tokens_from=["".join(f"{name}, " for name in names)],
-        listed=[", ".join(names)],
+        parameters=[shape.signature.parameters],
+        bind=["_any_row = _row"] if shape.per_call else bind,
+        choose=["_row = _any_row", "_row = _any_row.for_call(args, kwargs)", *bind] if shape.per_call else ["pass"],
+        count=[str(shape.length)],
+        tokens=["".join(f"{name} = " for name in names)],
+        tokens_from=["[" + ", ".join(names) + "]"],
+        listed=listed,
         enter=[line for n in numbers for line in (f"_t{n} = _enter{n}(_now)", f"_inside = {n + 1}")],
-        leave=[line for n in reversed(numbers) for line in (f"_inside = {n}", f"_exit{n}(_t{n}, _now, None)")],
-        call=call if timed else [plain],
-        disarm=[f"_disarm({last})" if timed else "pass"],
+        call=armed if shape.timed else [plain],
+        disarm=disarm,
+        leave=leave.strip().splitlines(),
     )
 
 
@@ -174,9 +205,9 @@ def _fill(template: str, **parts: list[str]) -> str:
 
 
 @functools.lru_cache(maxsize=512)  # of shapes; frames in use keep theirs
-def _maker(count: int, signature: Signature, timed: bool) -> Callable[..., Callable[..., Any]]:
-    text = source(count, signature, timed=timed)
-    filename = f"<seawall row of {count}{', timed' if timed else ''}: {signature.parameters}>"
+def _maker(shape: Shape) -> Callable[..., Callable[..., Any]]:
+    text = source(shape)
+    filename = f"<seawall row of {shape.length}{', timed' if shape.timed else ''}: {shape.signature.parameters}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)  # for tracebacks
     scope: dict[str, Any] = {
         "_Wait": Wait,
@@ -189,12 +220,13 @@ def _maker(count: int, signature: Signature, timed: bool) -> Callable[..., Calla
         "_pending": events.pending,
         "_release": gate.lock.release,
     }
-    exec(compile(text, filename, "exec"), scope)  # noqa: S102 - our own text, made of numbers
+    exec(compile(text, filename, "exec"), scope)  # noqa: S102 - our own text; the names are those of a function
     made: Callable[..., Callable[..., Any]] = scope["_make"]
     return made
 
 
 def make_frame(fn: Callable[..., Any], row: Row, name: str | None, sleeper: Any, expiring: Any) -> Callable[..., Any]:
-    """`fn`, a coroutine function, behind `row`, which holds at least one guard and neither chooses nor judges."""
-    make = _maker(len(row.guards), signature_of(fn), row.timed)
-    return make(fn, row, name, sleeper, expiring, _defaults_of(fn))
+    """`fn`, a coroutine function, behind `row`."""
+    signature = ANY if row.per_call else signature_of(fn)
+    shape = Shape(len(row.members), row.timed, row.per_call, row.judging, signature)
+    return _maker(shape)(fn, row, name, sleeper, expiring, _defaults_of(fn))
