@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent
 MODEL = "smollm2-135m"
-BENCHES_WITHOUT_MODEL = frozenset({"overhead", "telemetry", "web"})
+BENCHES_WITHOUT_MODEL = frozenset({"adaptive", "overhead", "soak_permits", "telemetry", "web"})
 
 
 class Needs(NamedTuple):

@@ -58,7 +58,7 @@ def own_cases() -> dict[str, Call]:
 def peer_cases() -> dict[str, Call]:
     import _overhead_peers as peers
 
-    return {name: decorate(bare) for name, decorate in {**peers.STACKS, **peers.BREAKERS}.items()}
+    return {name: decorate(bare) for name, decorate in {**peers.STACKS, **peers.BREAKERS, **peers.OTHERS}.items()}
 
 
 def peer_distributions() -> tuple[str, ...]:

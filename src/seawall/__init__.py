@@ -7,19 +7,78 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from seawall.core.ambient import Priority, priority
 from seawall.core.decorate import policies_of
-from seawall.core.errors import Rejected
+from seawall.core.errors import CallTimeoutError, Rejected
 from seawall.core.events import CallRejected, Event, listen
 from seawall.core.gate import use_clock
 from seawall.core.pipeline import Pipeline
 from seawall.core.protocol import Around, Guard, Wait
 from seawall.core.registry import live
 from seawall.core.scope import Permit, Scope
-from seawall.decorators import breaker, bulkhead, rate_limiter, slo, timeout
+from seawall.decorators import (
+    adaptive_bulkhead,
+    breaker,
+    bulkhead,
+    cache,
+    chaos,
+    deadline,
+    fallback,
+    hedge,
+    keyed,
+    load_shedder,
+    rate_limiter,
+    retry,
+    single_flight,
+    slo,
+    timeout,
+)
+from seawall.policies.adaptive_bulkhead import (
+    AdaptiveBulkhead,
+    AdaptiveBulkheadSnapshot,
+    AIMDLimit,
+    GradientLimit,
+    Limit,
+    LimitChanged,
+    VegasLimit,
+)
 from seawall.policies.bulkhead import Bulkhead, BulkheadFullError
-from seawall.policies.circuit_breaker import CircuitBreaker, CircuitOpenError, State, StateChanged
-from seawall.policies.rate_limiter import RateLimitedError, RateLimiter
-from seawall.policies.timeout import CallTimedOut, CallTimeoutError, Timeout
+from seawall.policies.cache import Cache, CacheSnapshot, RefreshFailed, StaleAnswered
+from seawall.policies.chaos import Chaos, ChaosInjected, ChaosSnapshot
+from seawall.policies.circuit_breaker import (
+    BreakerSnapshot,
+    CircuitBreaker,
+    CircuitOpenError,
+    State,
+    StateChanged,
+    ThresholdExceeded,
+    growing,
+)
+from seawall.policies.deadline import Deadline, DeadlineExceeded, DeadlineExceededError, DeadlinePassedError, time_left
+from seawall.policies.fallback import Fallback, FallbackFailed, FallbackSnapshot, FallbackUsed
+from seawall.policies.hedge import Hedge, HedgeLost, HedgeSnapshot, HedgeStarted, HedgeWon, Quantile
+from seawall.policies.keyed import Keyed, KeyedAround
+from seawall.policies.load_shedder import (
+    CpuSignal,
+    LoadShedder,
+    LoadShedderSnapshot,
+    LoadShedError,
+    QueueDelaySignal,
+    SheddingStarted,
+    SheddingStopped,
+    Signal,
+)
+from seawall.policies.rate_limiter import (
+    KeyedRateLimiter,
+    LimiterDrained,
+    LimiterSnapshot,
+    RateLimitedError,
+    RateLimiter,
+    Reservation,
+)
+from seawall.policies.retry import Attempt, Retry, RetryGivenUp, RetryScheduled, RetrySnapshot
+from seawall.policies.retry_budget import RetryBudget, RetryBudgetExhausted, RetryBudgetSnapshot
+from seawall.policies.timeout import CallTimedOut, Timeout
 from seawall.slo.objective import SLO, BudgetExhausted
 
 if TYPE_CHECKING:
@@ -29,35 +88,101 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SLO",
+    "AIMDLimit",
+    "AdaptiveBulkhead",
+    "AdaptiveBulkheadSnapshot",
     "Around",
+    "Attempt",
+    "BreakerSnapshot",
     "BudgetExhausted",
     "Bulkhead",
     "BulkheadFullError",
+    "Cache",
+    "CacheSnapshot",
     "CallRejected",
     "CallTimedOut",
     "CallTimeoutError",
+    "Chaos",
+    "ChaosInjected",
+    "ChaosSnapshot",
     "CircuitBreaker",
     "CircuitOpenError",
+    "CpuSignal",
+    "Deadline",
+    "DeadlineExceeded",
+    "DeadlineExceededError",
+    "DeadlinePassedError",
     "Engine",
     "Event",
+    "Fallback",
+    "FallbackFailed",
+    "FallbackSnapshot",
+    "FallbackUsed",
+    "GradientLimit",
     "Guard",
+    "Hedge",
+    "HedgeLost",
+    "HedgeSnapshot",
+    "HedgeStarted",
+    "HedgeWon",
+    "Keyed",
+    "KeyedAround",
+    "KeyedRateLimiter",
+    "Limit",
+    "LimitChanged",
+    "LimiterDrained",
+    "LimiterSnapshot",
+    "LoadShedError",
+    "LoadShedder",
+    "LoadShedderSnapshot",
     "Permit",
     "Pipeline",
+    "Priority",
+    "Quantile",
+    "QueueDelaySignal",
     "RateLimitedError",
     "RateLimiter",
+    "RefreshFailed",
     "Rejected",
+    "Reservation",
+    "Retry",
+    "RetryBudget",
+    "RetryBudgetExhausted",
+    "RetryBudgetSnapshot",
+    "RetryGivenUp",
+    "RetryScheduled",
+    "RetrySnapshot",
     "Scope",
+    "SheddingStarted",
+    "SheddingStopped",
+    "Signal",
+    "StaleAnswered",
     "State",
     "StateChanged",
+    "ThresholdExceeded",
     "Timeout",
+    "VegasLimit",
     "Wait",
+    "adaptive_bulkhead",
     "breaker",
     "bulkhead",
+    "cache",
+    "chaos",
+    "deadline",
+    "fallback",
+    "growing",
+    "hedge",
+    "keyed",
     "listen",
     "live",
+    "load_shedder",
     "policies_of",
+    "priority",
     "rate_limiter",
+    "retry",
+    "single_flight",
     "slo",
+    "time_left",
     "timeout",
     "use_clock",
 ]

@@ -14,9 +14,10 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from seawall.core import registry
 from seawall.core.decorate import Policy
 from seawall.core.pipeline import Pipeline
-from seawall.core.policy import PolicyBase
+from seawall.core.policy import PolicyBase, apply
 from seawall.policies.bulkhead import Bulkhead
 from seawall.policies.circuit_breaker import CircuitBreaker
 from seawall.policies.deadline import Deadline
@@ -96,18 +97,24 @@ class Pipelines(Mapping[str, Pipeline]):
         Raises:
             ConfigurationError: says where; everything stays as it was.
         """
-        _, fresh = _build(configuration, self._names)
+        with registry.unlisted():
+            _, fresh = _build(configuration, self._names)
         for path in sorted(self._parts.keys() ^ fresh.keys()):
             what = "is new" if path in fresh else "is gone"
             raise ConfigurationError(path, f"{what}; only settings can change while pipelines are in use")
-        for path, (policy, _) in self._parts.items():
-            if type(fresh[path][0]) is not type(policy) or fresh[path][0].name != policy.name:
-                raise ConfigurationError(
-                    path, f"is another policy now ({fresh[path][0]!r}, not {policy!r}); only settings can change"
-                )
+        changes = []
         for path, (policy, settings) in self._parts.items():
-            changed = {setting: _default(type(policy), setting) for setting in settings} | fresh[path][1]
-            policy.update(**{setting: value for setting, value in changed.items() if setting != "listeners"})
+            new, new_settings = fresh[path]
+            if type(new) is not type(policy) or new.name != policy.name:
+                raise ConfigurationError(path, f"is another policy now ({new!r}, not {policy!r})")
+            if new_settings.get("listeners") != settings.get("listeners"):
+                raise ConfigurationError(f"{path}.listeners", "can't change; use listen() of the policy")
+            try:
+                policy._check_change(new)
+            except ValueError as error:
+                raise ConfigurationError(path, str(error)) from error
+            changes.append((policy, new))
+        apply(changes)
         self._parts = {path: (self._parts[path][0], settings) for path, (_, settings) in fresh.items()}
 
     def update_from_toml(self, path: str | os.PathLike[str]) -> None:
@@ -121,7 +128,7 @@ _Parts = dict[str, tuple[PolicyBase, dict[str, object]]]  # by path: each policy
 def _read(path: str | os.PathLike[str]) -> dict[str, object]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # not TOML, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not TOML, or not UTF-8, or nested without end
         raise ConfigurationError(os.fspath(path), f"is no TOML: {error}") from error
 
 
@@ -157,7 +164,7 @@ def _policies(path: str, table: object) -> list[object]:
     _known(path, table, {"policies"}, "a table with a list `policies`")
     entries = _table(path, table).get("policies")
     if not isinstance(entries, list):
-        raise ConfigurationError(f"{path}.policies", f"must be a list of policies, got {entries!r}")
+        raise ConfigurationError(f"{path}.policies", f"must be a list of policies, got {_shown(entries)}")
     return entries
 
 
@@ -166,20 +173,25 @@ def _policy(path: str, name: str, table: object, names: Mapping[str, object]) ->
     kind = entries.pop("type", None)
     if not isinstance(kind, str) or kind not in TYPES:
         raise ConfigurationError(
-            f"{path}.type", f"must be one of {', '.join(sorted(TYPES))}, got {kind!r}{_near(kind, TYPES)}"
+            f"{path}.type", f"must be one of {', '.join(sorted(TYPES))}, got {_shown(kind)}{_near(kind, TYPES)}"
         )
     make = TYPES[kind]
-    known = set(inspect.signature(make).parameters)
+    signature = inspect.signature(make).parameters
+    known = set(signature)
     settings: dict[str, object] = {}
     for setting, value in entries.items():
         if setting not in known:
             raise ConfigurationError(f"{path}.{setting}", f"{kind} has no such setting{_near(setting, known)}")
         settings[setting] = _value(f"{path}.{setting}", setting, value, names)
     title = settings.pop("name", name)
+    for setting, parameter in list(signature.items())[1:]:
+        if parameter.default is inspect.Parameter.empty and setting not in settings:
+            raise ConfigurationError(f"{path}.{setting}", f"is missing; {kind} needs it")
     try:
         return make(title, **settings), settings
     except (TypeError, ValueError) as error:
-        culprit = next((setting for setting in settings if str(error).startswith(setting)), None)
+        first = str(error).partition(" ")[0]  # our messages begin with the setting
+        culprit = first if first in settings else None
         raise ConfigurationError(path if culprit is None else f"{path}.{culprit}", str(error)) from error
 
 
@@ -197,17 +209,15 @@ def _value(path: str, setting: str, value: object, names: Mapping[str, object]) 
 def _exception(path: str, name: object, names: Mapping[str, object]) -> type[BaseException]:
     found = names.get(name, getattr(builtins, name, None)) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, BaseException)):
-        raise ConfigurationError(path, f"must name exceptions of Python's own or of the app's names, got {name!r}")
+        raise ConfigurationError(
+            path, f"must name exceptions of Python's own or of the app's names, got {_shown(name)}"
+        )
     return found
 
 
-def _default(policy: type[PolicyBase], setting: str) -> object:
-    return inspect.signature(policy).parameters[setting].default
-
-
 def _table(path: str, value: object) -> Mapping[str, object]:
-    if not isinstance(value, Mapping):
-        raise ConfigurationError(path, f"must be a table, got {value!r}")
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ConfigurationError(path, f"must be a table, got {_shown(value)}")
     return value
 
 
@@ -217,7 +227,16 @@ def _known(path: str, table: object, known: set[str], shape: str) -> None:
             raise ConfigurationError(f"{path}.{key}", f"is unknown: expected {shape}{_near(key, known)}")
 
 
+def _shown(value: object) -> str:
+    """`value` for a message, whatever it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an int of more than 4,300 digits, or a value that holds itself
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
 def _near(word: object, known: Iterator[str] | Mapping[str, object] | set[str]) -> str:
     """A hint, if a known word looks like this one."""
-    close = difflib.get_close_matches(str(word), list(known), n=1)
+    close = difflib.get_close_matches(word, list(known), n=1) if isinstance(word, str) else ()
     return f"; did you mean {close[0]!r}?" if close else ""

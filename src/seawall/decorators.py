@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from datetime import timedelta
-from typing import ParamSpec, Protocol, TypeVar, overload
+from random import Random
+from typing import Literal, ParamSpec, Protocol, TypeVar, overload
 
 from seawall.core.decorate import label
-from seawall.core.policy import GuardPolicy
+from seawall.core.policy import PolicyBase
+from seawall.policies.adaptive_bulkhead import AdaptiveBulkhead
+from seawall.policies.adaptive_bulkhead.bulkhead import Algorithm as LimitAlgorithm
 from seawall.policies.bulkhead import Bulkhead
-from seawall.policies.circuit_breaker import CircuitBreaker
-from seawall.policies.rate_limiter import RateLimiter
+from seawall.policies.cache import Cache
+from seawall.policies.chaos import Chaos, Enabled
+from seawall.policies.circuit_breaker import CircuitBreaker, State
+from seawall.policies.deadline import Deadline
+from seawall.policies.fallback import NOTHING, Fallback, Step
+from seawall.policies.hedge import Hedge, Quantile
+from seawall.policies.keyed import Keyed, KeyedAround
+from seawall.policies.load_shedder import LoadShedder, Signal
+from seawall.policies.rate_limiter import Algorithm, RateLimiter
+from seawall.policies.retry import Retry
+from seawall.policies.retry.rules import Budget, Duration, On, Stop
+from seawall.policies.retry.rules import Wait as WaitRule
 from seawall.policies.timeout import Timeout
 from seawall.slo.objective import SLO
 
 P = ParamSpec("P")
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 Errors = type[BaseException] | tuple[type[BaseException], ...]
 
 
@@ -26,7 +40,7 @@ class Decorator(Protocol):
         """`fn`, guarded."""
 
 
-def _named(make: Callable[[str], GuardPolicy], name: str | None) -> Decorator:
+def _named(make: Callable[[str], PolicyBase], name: str | None) -> Decorator:
     if name is not None:
         return make(name)
     make("checked")  # bad settings are reported here, not where the function is
@@ -45,15 +59,23 @@ def breaker(
     /,
     *,
     failure_rate: float = ...,
-    minimum_calls: int = ...,
-    window: float | timedelta = ...,
+    slow_call_rate: float | None = ...,
+    slow_call_duration: float | timedelta | None = ...,
     consecutive_failures: int | None = ...,
-    reset_timeout: float | timedelta = ...,
+    minimum_calls: int = ...,
+    window: float | timedelta | None = ...,
+    window_calls: int | None = ...,
+    reset_timeout: float | timedelta | Callable[[int], float | timedelta] = ...,
+    open_for: Callable[..., float | timedelta | None] | None = ...,
     probes: int = ...,
+    permitted_probes: int | None = ...,
     success_threshold: int = ...,
     probe_timeout: float | timedelta | None = ...,
-    on: Errors = ...,
-    ignore: Errors = ...,
+    half_open_timeout: float | timedelta | None = ...,
+    half_open_then: State | Literal["open", "closed"] = ...,
+    on: Errors | Callable[..., bool] = ...,
+    ignore: Errors | Callable[..., bool] = ...,
+    on_result: Callable[..., bool] | None = ...,
 ) -> Decorator: ...
 def breaker(fn: object = None, /, **settings: object) -> object:
     """Guard a function with a `CircuitBreaker` of its own: `@breaker`, `@breaker(...)` or `@breaker("name", ...)`.
@@ -72,6 +94,7 @@ def bulkhead(
     max_concurrent: int,
     max_queued: int = 0,
     max_wait: float | timedelta = 1.0,
+    aging: float | timedelta = 1.0,
 ) -> Decorator:
     """Guard a function with a `Bulkhead` of its own.
 
@@ -79,7 +102,114 @@ def bulkhead(
     ... async def pay(amount: int) -> str: ...
     """
     return _named(
-        lambda named: Bulkhead(named, max_concurrent=max_concurrent, max_queued=max_queued, max_wait=max_wait),
+        lambda named: Bulkhead(
+            named, max_concurrent=max_concurrent, max_queued=max_queued, max_wait=max_wait, aging=aging
+        ),
+        name,
+    )
+
+
+def keyed(
+    factory: Callable[[K], object],
+    *,
+    key: Callable[..., K],
+    name: str | None = None,
+    max_keys: int = 1024,
+    idle: float | timedelta = 3600.0,
+    around: bool = False,
+) -> Decorator:
+    """Guard a function with a guard per key (see `Keyed`), or with an `around` per key (see `KeyedAround`).
+
+    >>> @keyed(CircuitBreaker, key=lambda host, path: host)
+    ... async def fetch(host: str, path: str) -> str: ...
+    """
+    chosen = KeyedAround if around else Keyed
+    return _named(lambda named: chosen(named, factory, key=key, max_keys=max_keys, idle=idle), name)
+
+
+@overload
+def adaptive_bulkhead(fn: Callable[P, T], /) -> Callable[P, T]: ...
+@overload
+def adaptive_bulkhead(
+    fn: str | None = None,
+    /,
+    *,
+    algorithm: LimitAlgorithm = ...,
+    initial_limit: int = ...,
+    min_limit: int = ...,
+    max_limit: int = ...,
+    ramp_start: float = ...,
+    ramp_end: float = ...,
+    max_wait: float | timedelta = ...,
+    aging: float | timedelta = ...,
+    drops: Errors = ...,
+    rng: Random | None = ...,
+) -> Decorator: ...
+def adaptive_bulkhead(fn: object = None, /, **settings: object) -> object:
+    """Guard a function with an `AdaptiveBulkhead` of its own: bare, or with settings, and a name in front if you like.
+
+    >>> @adaptive_bulkhead(initial_limit=10, max_wait=0.2)
+    ... async def pay(amount: int) -> str: ...
+    """
+    if fn is None or isinstance(fn, str):
+        return _named(lambda name: AdaptiveBulkhead(name, **settings), fn)  # type: ignore[arg-type]
+    return AdaptiveBulkhead(label(fn))(fn)  # type: ignore[arg-type]
+
+
+@overload
+def load_shedder(fn: Callable[P, T], /) -> Callable[P, T]: ...
+@overload
+def load_shedder(
+    fn: str | None = None,
+    /,
+    *,
+    failure_rate: float | None = ...,
+    window: float | timedelta = ...,
+    minimum_calls: int = ...,
+    max_rejection: float = ...,
+    signals: Iterable[Signal] = ...,
+    on: Errors = ...,
+    ignore: Errors = ...,
+    rng: Random | None = ...,
+) -> Decorator: ...
+def load_shedder(fn: object = None, /, **settings: object) -> object:
+    """Guard a function with a `LoadShedder` of its own: bare, or with settings, and a name in front if you like.
+
+    >>> @load_shedder(failure_rate=0.2)
+    ... async def pay(amount: int) -> str: ...
+    """
+    if fn is None or isinstance(fn, str):
+        return _named(lambda name: LoadShedder(name, **settings), fn)  # type: ignore[arg-type]
+    return LoadShedder(label(fn))(fn)  # type: ignore[arg-type]
+
+
+def chaos(
+    name: str | None = None,
+    *,
+    rate: float = 0.001,
+    latency: float | timedelta | Callable[[], float] | None = None,
+    exception: Callable[[], BaseException] | None = None,
+    result: Callable[[], object] | None = None,
+    after: bool = False,
+    enabled: Enabled = False,
+    rng: Random | None = None,
+) -> Decorator:
+    """Disturb a function with a `Chaos` of its own.
+
+    >>> @chaos(rate=0.1, exception=ConnectionError, enabled=True)
+    ... async def pay(amount: int) -> str: ...
+    """
+    return _named(
+        lambda named: Chaos(
+            named,
+            rate=rate,
+            latency=latency,
+            exception=exception,
+            result=result,
+            after=after,
+            enabled=enabled,
+            rng=rng,
+        ),
         name,
     )
 
@@ -90,14 +220,154 @@ def rate_limiter(
     rate: float,
     per: float | timedelta = 1.0,
     burst: float | None = None,
+    algorithm: Algorithm = "gcra",
     max_wait: float | timedelta = 0.0,
+    drain_on: Callable[[object], bool | float | timedelta | None] | None = None,
+    max_block: float | timedelta = 60.0,
 ) -> Decorator:
     """Guard a function with a `RateLimiter` of its own.
 
     >>> @rate_limiter(rate=100, burst=20)
     ... async def pay(amount: int) -> str: ...
     """
-    return _named(lambda named: RateLimiter(named, rate=rate, per=per, burst=burst, max_wait=max_wait), name)
+    return _named(
+        lambda named: RateLimiter(
+            named,
+            rate=rate,
+            per=per,
+            burst=burst,
+            algorithm=algorithm,
+            max_wait=max_wait,
+            drain_on=drain_on,
+            max_block=max_block,
+        ),
+        name,
+    )
+
+
+def deadline(after: float | timedelta, *, name: str | None = None) -> Decorator:
+    """Guard a function with a `Deadline` of its own.
+
+    >>> @deadline(5.0)
+    ... async def page(number: int) -> str: ...
+    """
+    return _named(lambda named: Deadline(named, after), name)
+
+
+def retry(
+    name: str | None = None,
+    *,
+    on: On,
+    on_result: Callable[..., bool] | None = None,
+    attempts: int | None = 3,
+    timeout: Duration | None = None,
+    wait_initial: Duration = 0.1,
+    wait_max: Duration = 5.0,
+    jitter: bool = True,
+    wait: WaitRule | None = None,
+    stop: Stop | None = None,
+    retry_after: Callable[..., Duration | None] | None = None,
+    budget: Budget | None = None,
+    until_first_item: bool = False,
+) -> Decorator:
+    """Guard a function with a `Retry` of its own.
+
+    >>> @retry(on=ConnectionError, attempts=3, timeout=10.0)
+    ... async def fetch(url: str) -> bytes: ...
+    """
+    return _named(
+        lambda named: Retry(
+            named,
+            on=on,
+            on_result=on_result,
+            attempts=attempts,
+            timeout=timeout,
+            wait_initial=wait_initial,
+            wait_max=wait_max,
+            jitter=jitter,
+            wait=wait,
+            stop=stop,
+            retry_after=retry_after,
+            budget=budget,
+            until_first_item=until_first_item,
+        ),
+        name,
+    )
+
+
+def fallback(
+    steps: Step | tuple[Step, ...] = (),
+    *,
+    value: object = NOTHING,
+    on: On = Exception,
+    on_result: Callable[..., bool] | None = None,
+    name: str | None = None,
+) -> Decorator:
+    """Guard a function with a `Fallback` of its own.
+
+    >>> @fallback(value=[], on=ConnectionError)
+    ... async def recommended(user: int) -> list[int]: ...
+    """
+    return _named(lambda named: Fallback(named, steps, value=value, on=on, on_result=on_result), name)
+
+
+def hedge(
+    name: str | None = None,
+    *,
+    delay: float | timedelta | Quantile,
+    attempts: int = 2,
+    on: Errors = Exception,
+    acceptable: Callable[..., bool] | None = None,
+    budget: Budget | None = None,
+) -> Decorator:
+    """Guard a function with a `Hedge` of its own.
+
+    >>> @hedge(delay=0.1)
+    ... async def search(words: str) -> list[str]: ...
+    """
+    return _named(
+        lambda named: Hedge(named, delay=delay, attempts=attempts, on=on, acceptable=acceptable, budget=budget), name
+    )
+
+
+def cache(
+    name: str | None = None,
+    *,
+    ttl: float | timedelta,
+    key: Callable[..., Hashable] | None = None,
+    max_entries: int = 1024,
+    stale_ttl: float | timedelta = 0.0,
+    refresh_ahead: float | timedelta = 0.0,
+    on: Errors = Exception,
+    cache_if: Callable[..., bool] | None = None,
+) -> Decorator:
+    """Guard a function with a `Cache` of its own.
+
+    >>> @cache(ttl=60, stale_ttl=3600)
+    ... async def price(item: str) -> float: ...
+    """
+    return _named(
+        lambda named: Cache(
+            named,
+            ttl=ttl,
+            key=key,
+            max_entries=max_entries,
+            stale_ttl=stale_ttl,
+            refresh_ahead=refresh_ahead,
+            on=on,
+            cache_if=cache_if,
+        ),
+        name,
+    )
+
+
+def single_flight(name: str | None = None, *, key: Callable[..., Hashable] | None = None) -> Decorator:
+    """Let concurrent calls of a function with the same arguments share one run: a `Cache` that remembers nothing.
+
+    >>> @single_flight()
+    ... async def price(item: str) -> float: ...
+    """
+    return _named(lambda named: Cache(named, ttl=0, key=key), name)
 
 
 def timeout(after: float | timedelta, *, name: str | None = None) -> Decorator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -118,6 +119,26 @@ def test_only_settings_may_change(after, message):
         Pipelines(one()).update(after)
 
 
+def test_a_change_that_one_policy_cannot_make_changes_none():
+    def with_algorithm(algorithm, rate):
+        limiter = {"type": "rate_limiter", "rate": rate, "algorithm": algorithm}
+        return {"pipelines": {"pay": {"policies": [{"type": "slo", "target": 0.9 + rate / 1000}, limiter]}}}
+
+    pipelines = Pipelines(with_algorithm("gcra", 10))
+    with pytest.raises(ConfigurationError, match=r"pipelines.pay.policies\[1\]: .*can't change its algorithm"):
+        pipelines.update(with_algorithm("fixed_window", 20))
+    slo, limiter = pipelines["pay"].policies
+    assert (slo.target, limiter.rate) == (0.91, 10.0)
+    pipelines.update(with_algorithm("gcra", 20))
+    assert (slo.target, limiter.rate) == (0.92, 20.0)
+
+
+def test_listeners_are_not_changed_by_an_update():
+    pipelines = Pipelines(one(listeners="$a"), names={"a": [print], "b": [repr]})
+    with pytest.raises(ConfigurationError, match=r"policies\[0\].listeners: can't change"):
+        pipelines.update(one(listeners="$b"))
+
+
 @pytest.mark.parametrize(
     ("configuration", "path", "problem"),
     [
@@ -130,7 +151,10 @@ def test_only_settings_may_change(after, message):
         ({"pipelines": {"pay": {"policies": ["bnk"]}}}, "pipelines.pay.policies[0]", "there is no policies.bnk"),
         ({"policies": {"x": {"type": "braker"}}}, "policies.x.type", "did you mean 'breaker'"),
         ({"policies": {"x": {}}}, "policies.x.type", "must be one of"),
-        ({"policies": {"x": {"type": "timeout"}}}, "policies.x", "after"),
+        ({"policies": {"x": {"type": "timeout"}}}, "policies.x.after", "is missing; timeout needs it"),
+        ({1: {}}, "configuration", "must be a table"),
+        ({"pipelines": {"pay": {"policies": [{"type": 10**5000}]}}}, "pipelines.pay.policies[0].type", "got a int"),
+        ({"policies": {"x": {"type": "breaker", "listeners": "abc"}}}, "policies.x.listeners", "iterable of functions"),
         (one(failure_rat=0.5), "pipelines.pay.policies[0].failure_rat", "did you mean 'failure_rate'"),
         (one(failure_rate=50), "pipelines.pay.policies[0].failure_rate", "for 50 % write 0.5"),
         (one(failure_rate="$rat"), "pipelines.pay.policies[0].failure_rate", "the app gave no name 'rat'"),
@@ -139,6 +163,7 @@ def test_only_settings_may_change(after, message):
         (one(on="__import__('os')"), "pipelines.pay.policies[0].on", "must name exceptions"),
         (one(name=""), "pipelines.pay.policies[0]", "name must be 1 to 200"),
     ],
+    ids=itertools.count(),
 )
 def test_an_error_names_the_path(configuration, path, problem):
     with pytest.raises(ConfigurationError) as caught:

@@ -280,3 +280,65 @@ def test_a_wrong_setting_is_refused_where_it_is_given_with_its_value_and_the_rul
     with pytest.raises((ValueError, TypeError)) as refused:
         make()
     assert message in str(refused.value)
+
+
+class Passing:
+    """An around that only passes on, and streams too."""
+
+    streams = True
+
+    async def around(self, call):
+        return await call()
+
+    def around_sync(self, call):
+        return call()
+
+    def around_stream(self, call):
+        return call()
+
+
+def test_a_function_owned_by_an_around_stays_of_its_kind():
+    async def coroutine(): ...
+    def plain(): ...
+    async def stream():
+        yield
+
+    guard = Pipeline(Passing())
+    assert inspect.iscoroutinefunction(guard(coroutine))
+    assert not inspect.iscoroutinefunction(guard(plain))
+    assert inspect.isasyncgenfunction(guard(stream))
+
+
+def test_a_stream_owned_by_an_around_takes_what_is_sent_and_thrown_and_closes_at_once():
+    log = []
+
+    @Pipeline(Passing())
+    async def echo():
+        sent = None
+        try:
+            while True:
+                try:
+                    sent = yield sent
+                except ValueError:
+                    sent = "caught"
+        finally:
+            log.append("closed")
+
+    async def main():
+        items = echo()
+        await anext(items)
+        assert await items.asend(1) == 1
+        assert await items.athrow(ValueError) == "caught"
+        await items.aclose()
+        assert log == ["closed"]
+        with pytest.raises(StopAsyncIteration):
+            await anext(items)
+
+    asyncio.run(main())
+
+
+def test_a_plain_function_that_returns_a_coroutine_is_told_apart_under_an_around_too():
+    async def work(number): ...
+
+    with pytest.raises(TypeError, match="decorate the `async def` itself"):
+        Pipeline(Passing())(lambda: work(1))()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from asyncio import CancelledError
 from datetime import timedelta
@@ -236,10 +237,10 @@ def test_every_change_of_state_and_every_refusal_is_an_event():
         now[0] = 30.0
         once()
     assert heard == [
-        StateChanged("b", 0.0, State.CLOSED, State.OPEN),
+        StateChanged("b", 0.0, State.CLOSED, State.OPEN, "1 failures in a row"),
         CallRejected("b", 0.0, refused.value),
-        StateChanged("b", 30.0, State.OPEN, State.HALF_OPEN),
-        StateChanged("b", 30.0, State.HALF_OPEN, State.CLOSED),
+        StateChanged("b", 30.0, State.OPEN, State.HALF_OPEN, "the reset timeout is over"),
+        StateChanged("b", 30.0, State.HALF_OPEN, State.CLOSED, "the probes succeeded"),
     ]
 
 
@@ -336,6 +337,26 @@ def test_it_keeps_its_rules_over_any_history(steps, probes, threshold):
         ("probes", 0, ValueError, "probes must be 1 or more, got 0"),
         ("success_threshold", 0, ValueError, "success_threshold must be 1 or more, got 0"),
         ("probe_timeout", 0, ValueError, "probe_timeout must be more than 0 and finite, got 0 s"),
+        ("half_open_timeout", 0, ValueError, "half_open_timeout must be more than 0 and finite, got 0 s"),
+        (
+            "half_open_then",
+            "half_open",
+            ValueError,
+            "half_open_then must be State.OPEN or State.CLOSED, got 'half_open'",
+        ),
+        ("permitted_probes", 0, ValueError, "permitted_probes must be 1 or more, got 0"),
+        ("window", 1e-310, ValueError, "window must be 0.001 or more, got 1e-310 s"),
+        ("window_calls", 0, ValueError, "window_calls must be 1 or more, got 0"),
+        ("window_calls", 1_000_001, ValueError, "window_calls must be 1000000 or fewer, got 1000001"),
+        ("window_calls", 10.0, TypeError, "window_calls must be a whole number, got 10.0"),
+        ("slow_call_rate", 0.5, ValueError, "slow_call_rate and slow_call_duration go together.* got 0.5 and None"),
+        ("slow_call_duration", 1, ValueError, "slow_call_rate and slow_call_duration go together.* got None and 1"),
+        ("reset_timeout", lambda opened: 3 - opened, ValueError, r"reset_timeout\(3\) must be more than 0 .*got 0 s"),
+        ("reset_timeout", lambda opened: None, TypeError, r"reset_timeout\(1\) must be a number of seconds"),
+        ("open_for", 30.0, TypeError, "open_for must be a plain function of one value, got 30.0"),
+        ("on_result", True, TypeError, "on_result must be a plain function of one value, got True"),
+        ("on_result", asyncio.sleep, TypeError, "on_result must be a plain function of one value"),
+        ("on", asyncio.sleep, TypeError, "on must be a plain function of one value"),
         ("on", "OSError", TypeError, "on must be an exception class or a tuple of them, got 'OSError'"),
         ("on", (OSError, int), TypeError, "on must be an exception class or a tuple of them, got <class 'int'>"),
         ("ignore", OSError(), TypeError, "ignore must be an exception class"),
@@ -358,6 +379,41 @@ def test_a_bad_setting_is_refused_with_its_value_and_the_rule(setting, value, er
 def test_a_bad_name_is_refused(name, error, rule):
     with pytest.raises(error, match=rule):
         CircuitBreaker(name)
+
+
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("failure_rate", (1e-310, 0.999999, 1)),
+        ("window", (0.001, 1e308, timedelta.max)),
+        ("window_calls", (1, 1_000_000)),
+        ("minimum_calls", (10**30,)),
+        ("consecutive_failures", (10**30,)),
+        ("reset_timeout", (1e-310, 1e308, lambda opened: 1e308 / opened)),
+        ("probe_timeout", (1e-310, 1e308)),
+        ("half_open_timeout", (1e-310, 1e308)),
+        ("probes", (10**30,)),
+        ("permitted_probes", (10**30,)),
+        ("success_threshold", (10**30,)),
+    ],
+)
+def test_an_absurd_setting_works(setting, values):
+    for value in values:
+        guard = CircuitBreaker("b", **{"consecutive_failures": 2, setting: value})
+        for now in (0.0, 1e9, 1e9, 2e9, 2e9, 3e9):
+            with contextlib.suppress(CircuitOpenError):
+                call(guard, now, OSError())
+            guard.snapshot()
+
+
+def test_seconds_and_calls_for_one_window_are_refused():
+    with pytest.raises(ValueError, match="give window or window_calls, not both; got 60 and 100"):
+        CircuitBreaker("b", window=60, window_calls=100)
+
+
+def test_a_round_too_small_to_ever_close_is_refused():
+    with pytest.raises(ValueError, match=r"must be success_threshold \(3\) or more, or it would never close; got 2"):
+        CircuitBreaker("b", success_threshold=3, permitted_probes=2)
 
 
 def test_every_refusal_can_be_caught_as_one():

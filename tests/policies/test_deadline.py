@@ -118,7 +118,7 @@ def test_a_slow_consumer_uses_the_time_up_too():
     @Deadline("page", 2.0)
     async def items():
         yield 1
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
         yield 2
 
     async def main():
@@ -127,6 +127,54 @@ def test_a_slow_consumer_uses_the_time_up_too():
                 await asyncio.sleep(3)
 
     run(main())
+
+
+def test_a_step_that_is_late_but_never_waits_gives_its_item_and_cancels_nobody_later():
+    @Deadline("page", 2.0)
+    async def items():
+        yield 1
+        yield 2
+
+    async def main():
+        seen = []
+        async for item in items():
+            seen.append(item)
+            await asyncio.sleep(3)
+        await asyncio.sleep(1)
+        return seen
+
+    assert run(main()) == [1, 2]
+
+
+def test_a_block_left_behind_in_a_context_holds_nobody_up_later():
+    page = Deadline("page", 2.0)
+
+    async def held():
+        async with page:
+            yield time_left()
+
+    async def main():
+        stream = held()
+        assert await anext(stream) == 2.0
+        await asyncio.create_task(stream.aclose())  # in another context, where nothing can be reset
+        assert time_left() == math.inf
+        await asyncio.sleep(5)
+        return await page(asyncio.sleep)(0, "begins")
+
+    assert run(main()) == "begins"
+
+
+def test_of_blocks_that_do_not_nest_the_one_that_is_left_holds():
+    async def main():
+        first, second = Deadline("a", 5.0).scope(), Deadline("b", 3.0).scope()
+        await first.__aenter__()
+        await second.__aenter__()
+        await first.__aexit__(None, None, None)
+        seen = [time_left()]
+        await second.__aexit__(None, None, None)
+        return [*seen, time_left()]
+
+    assert run(main()) == [3.0, math.inf]
 
 
 def test_a_plain_function_sees_it_and_may_come_late():

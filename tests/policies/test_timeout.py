@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import math
 from contextlib import aclosing
 from datetime import timedelta
 
 import pytest
 
-from seawall import CallTimedOut, CallTimeoutError, Pipeline, Timeout
+from seawall import Bulkhead, CallTimedOut, CallTimeoutError, Pipeline, Timeout
 from seawall.core.timers import running_timers
 from seawall.testing import run
 
@@ -363,3 +364,39 @@ def test_outside_a_task_there_is_nothing_to_cancel_and_it_says_so():
 def test_a_bad_setting_is_refused_with_its_value_and_the_rule(after, error, rule):
     with pytest.raises(error, match=rule):
         Timeout("t", after)
+
+
+def test_an_update_does_not_change_what_is_said_of_the_calls_before():
+    guard = Timeout("t", 1.0)
+
+    async def main():
+        task = asyncio.create_task(guard(asyncio.sleep)(5))
+        await asyncio.sleep(0)
+        guard.update(after=10.0)
+        with pytest.raises(CallTimeoutError) as caught:
+            await task
+        return caught.value.after
+
+    assert run(main()) == 1.0
+
+
+def test_a_closed_loop_takes_the_calls_it_left_behind_with_it():
+    places = Bulkhead("k", max_concurrent=1)
+
+    @Pipeline(places, Timeout("t", 60.0))
+    async def hang():
+        await asyncio.Event().wait()
+
+    async def main():
+        asyncio.get_running_loop().call_soon(asyncio.get_running_loop().stop)
+        task = asyncio.create_task(hang())
+        task._log_destroy_pending = False
+
+    loop = asyncio.new_event_loop()
+    main_task = loop.create_task(main())
+    loop.run_forever()
+    assert places.snapshot().active == 1
+    loop.close()
+    del loop, main_task
+    gc.collect()
+    assert places.snapshot().active == 0

@@ -22,7 +22,50 @@ class Priority(enum.IntEnum):
     CRITICAL = 4  # shed last: payments, health checks
 
 
-deadline: ContextVar[float] = ContextVar("seawall_deadline", default=math.inf)  # on the gate's clock
+class Limit:
+    """A deadline of a call. One that is over holds nowhere any more, also in contexts it was left behind in."""
+
+    __slots__ = ("outer", "over", "until")
+
+    def __init__(self, until: float, outer: Limit | None) -> None:
+        self.until = until
+        self.outer = outer
+        self.over = False
+
+
+class _Deadline:
+    """When the calls around this code must be over, on the gate's clock; infinite outside of any."""
+
+    def __init__(self) -> None:
+        self._limit: ContextVar[Limit | None] = ContextVar("seawall_deadline", default=None)
+
+    def _inner(self) -> Limit | None:
+        limit = self._limit.get()
+        while limit is not None and limit.over:
+            limit = limit.outer
+        return limit
+
+    def get(self) -> float:
+        """The deadline that holds here."""
+        limit = self._limit.get()
+        if limit is not None and limit.over:
+            limit = self._inner()
+        return math.inf if limit is None else limit.until
+
+    def set(self, until: float) -> Limit:
+        """Let `until` hold here, until it is `reset`."""
+        limit = Limit(until, self._inner())
+        self._limit.set(limit)
+        return limit
+
+    def reset(self, limit: Limit) -> None:
+        """`limit` is over, wherever it was seen."""
+        limit.over = True
+        if self._limit.get() is limit:
+            self._limit.set(self._inner())
+
+
+deadline = _Deadline()
 current_priority: ContextVar[Priority] = ContextVar("seawall_priority", default=Priority.NORMAL)
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from datetime import timedelta
+from typing import TypeVar
+
+L = TypeVar("L")
 
 
 def seconds(setting: str, value: float | timedelta, *, zero: bool = False, infinite: bool = False) -> float:
@@ -14,6 +18,14 @@ def seconds(setting: str, value: float | timedelta, *, zero: bool = False, infin
     if number < 0 or (number == 0 and not zero) or math.isnan(number) or (math.isinf(number) and not infinite):
         least = "0 or more" if zero else "more than 0"
         raise ValueError(f"{setting} must be {least}{'' if infinite else ' and finite'}, got {value!r} s")
+    return number
+
+
+def window(setting: str, value: float | timedelta) -> float:
+    """`value` as seconds to look back over: a millisecond or more, for clocks tell no less apart."""
+    number = seconds(setting, value)
+    if number < 1e-3:
+        raise ValueError(f"{setting} must be 0.001 s or more, got {value!r} s")
     return number
 
 
@@ -52,6 +64,17 @@ def name(kind: str, value: str) -> str:
     return value
 
 
+def listeners(value: Iterable[L]) -> tuple[L, ...]:
+    """`value` as a tuple of functions of an event."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"listeners must be an iterable of functions, got {value!r}")
+    functions = tuple(value)
+    for one in functions:
+        if not callable(one):
+            raise TypeError(f"listeners must be functions of an event, got {one!r}")
+    return functions
+
+
 def exceptions(
     setting: str, value: type[BaseException] | tuple[type[BaseException], ...]
 ) -> tuple[type[BaseException], ...]:
@@ -66,4 +89,7 @@ def exceptions(
 def _number(setting: str, value: float, wanted: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{setting} must be {wanted}, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # an int past 1e308: the caller's rule refuses it

@@ -77,7 +77,7 @@ def label(fn: Callable[..., Any]) -> str:
     if isinstance(fn, (staticmethod, classmethod)):
         fn = fn.__func__
     owner = fn if hasattr(fn, "__qualname__") else type(fn)
-    return f"{owner.__module__}.{owner.__qualname__}"
+    return f"{getattr(owner, '__module__', None) or 'builtins'}.{owner.__qualname__}"[-200:]  # as long as names may be
 
 
 def kind_of(fn: Callable[..., Any]) -> Kind:
@@ -108,12 +108,19 @@ def _guarded(fn: object) -> Guarded | None:
     return found if isinstance(found, Guarded) and found.wrapper() is fn else None
 
 
-def _refuse_misfit(policy: Policy, kind: Kind, fn: Callable[..., Any]) -> None:
-    policy_type = type(policy).__name__
+def check_policy(policy: object) -> None:
+    """TypeError for what is no policy."""
+    if isinstance(policy, type):
+        raise TypeError(f"{policy!r} is a class of policies; make one: {policy.__name__}(...)")
     if not isinstance(policy, POLICY_TYPES):
         raise TypeError(f"{policy!r} is no policy: it has neither enter and exit nor around and around_sync")
+
+
+def _refuse_misfit(policy: Policy, kind: Kind, fn: Callable[..., Any]) -> None:
+    policy_type = type(policy).__name__
+    check_policy(policy)
     if kind in (Kind.PLAIN, Kind.GENERATOR) and getattr(policy, "needs_event_loop", False):
-        raise TypeError(f"{policy_type} needs an event loop to cancel a call; {label(fn)} is {kind.value}")
+        raise TypeError(f"{policy_type} needs an event loop; {label(fn)} is {kind.value}, which runs without")
     if kind is Kind.GENERATOR and getattr(policy, "issues_deadlines", False):
         raise TypeError(f"{policy_type} can't hold for {label(fn)}: its consumer's own time would count")
     if kind in (Kind.STREAM, Kind.GENERATOR) and not isinstance(policy, (Guard, GuardPerCall)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from seawall.core.errors import Rejected
+from seawall.core.locking import held, lock
 
 logger = logging.getLogger("seawall")
 R = TypeVar("R")
@@ -51,11 +53,15 @@ def listen(listener: Listener) -> Callable[[], None]:
     >>> stop()
     """
     global _listeners
-    _listeners = (*_listeners, listener)
+    if not callable(listener):
+        raise TypeError(f"a listener must be a function of the event, got {listener!r}")
+    with lock:
+        _listeners = (*_listeners, listener)
 
     def stop() -> None:
         global _listeners
-        _listeners = tuple(one for one in _listeners if one is not listener)
+        with lock:
+            _listeners = tuple(one for one in _listeners if one is not listener)
 
     return stop
 
@@ -66,8 +72,11 @@ def audience(own: tuple[Listener, ...]) -> tuple[Listener, ...]:
 
 
 def deliver() -> None:
-    """Hand over what is queued. One thread delivers at a time, so events arrive in the order they happened."""
-    while pending and _delivering.acquire(blocking=False):
+    """Hand over what is queued. One thread delivers at a time, so events arrive in the order they happened.
+
+    Under the lock it does nothing: a finaliser runs there, and whom it interrupted delivers.
+    """
+    while pending and not held() and _delivering.acquire(blocking=False):
         # A second thread, or a listener that calls a policy, leaves its events to this loop.
         try:
             while pending:
@@ -78,12 +87,23 @@ def deliver() -> None:
             _delivering.release()
 
 
+def _forget() -> None:
+    """In a forked child: what is queued belongs to the parent, and so does the thread that delivers it."""
+    global _delivering
+    _delivering = threading.Lock()
+    pending.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
 def ask(predicate: Callable[..., R], *values: object, otherwise: R) -> R:
     """What a predicate of the user's says; one that raises is logged and counts as `otherwise`, the call unharmed."""
     try:
         return predicate(*values)
     except Exception:
-        logger.exception("predicate %r failed; the call goes on", predicate)
+        logger.exception("%r failed; the call goes on", predicate)
         return otherwise
 
 

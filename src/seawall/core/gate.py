@@ -1,30 +1,28 @@
 """The one impure edge: runs a row of guards around a call.
 
 It reads the clock twice a call, holds one process-wide lock while guards decide, waits without it, and
-delivers events after it. Whatever entered exits exactly once, in reverse, however the call ends.
+delivers events after it. Whatever entered exits exactly once, in reverse, however the call ends. One thing can
+break that: a signal handler that raises (Ctrl-C) in the few instructions between two of our own `try` blocks.
 """
 
 from __future__ import annotations
 
-import threading
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn, cast
 
 from seawall.core import events
-from seawall.core.protocol import Guard, GuardPerCall, Judge, Token, Wait
-from seawall.core.sleeping import MakeSleeper, ThreadSleeper, async_sleeper, on_asyncio, on_trio
+from seawall.core.locking import lock as lock  # noqa: PLC0414 - the others take it from here
+from seawall.core.protocol import AWAKE, Guard, GuardPerCall, Judge, Token, Wait
+from seawall.core.sleeping import MakeSleeper, async_sleeper, no_sleeper, on_asyncio, on_trio, sync_sleeper
 from seawall.core.timers import arm
 
 Clock = Callable[[], float]
 EndSpan = Callable[[BaseException | None], None]
 Tracer = Callable[[str], EndSpan]  # begins the span of a call by its name, returns what ends it
 
-# Re-entrant, because a finaliser or signal handler of the user's may run at any allocation, also while this
-# thread holds it, and may itself leave a guarded stream. Held for microseconds, never while waiting.
-lock = threading.RLock()
-_acquire, _release = lock.acquire, lock.release
 tracer: Tracer | None = None  # set by telemetry; None costs a call one comparison
 clock: Clock = time.monotonic  # read through the module, so that use_clock reaches every call
 sleep: Callable[[float], object] = time.sleep  # how a plain function's policies pass the time; with the clock
@@ -59,14 +57,34 @@ def pause_sync(seconds: float) -> bool:
     return True
 
 
+def begin_span(name: str | None) -> EndSpan | None:
+    """The span of a call, where somebody records; a frame without a name is a part of a call."""
+    begin = tracer
+    return None if begin is None or name is None else begin(name)
+
+
+def end_span(span: EndSpan | None, exc: BaseException | None) -> None:
+    """The call ended with `exc`; a span that can't be ended harms nobody."""
+    if span is not None:
+        events.ask(span, exc, otherwise=None)
+
+
 def bed(wait: Wait, sleeper: MakeSleeper) -> Wait:
     """Say where `wait` sleeps. With the lock held still: whoever wakes it must find it there."""
+    wait.__traceback__ = None  # or its frames live as long as it does
     try:
-        wait.sleeper = sleeper()
+        found = sleeper()
     except BaseException:  # no event loop that we know
         wait.abandon(clock())
         raise
-    wait.__traceback__ = None  # or its frames live as long as it does
+    if found is None:  # who can't sleep is refused
+        return wait
+    wait.sleeper = found
+    if wait.begin is not None:
+        wait.begin()
+    if wait.granted or wait.woken:  # meanwhile, by a finaliser that ran as the sleeper was made
+        wait.woken = False
+        found.ring()  # type: ignore[attr-defined]
     return wait
 
 
@@ -80,7 +98,7 @@ class Row:
 
     def __init__(self, members: tuple[Guard | GuardPerCall, ...]) -> None:
         self.members = members
-        self.per_call = not all(isinstance(member, Guard) for member in members)
+        self.per_call = any(hasattr(member, "guard_for") for member in members)
         self.judging = any(getattr(member, "judges", False) for member in members)
         self.timed = bool(members) and getattr(members[-1], "issues_deadlines", False)  # its token is an Expiry
         self._bind(() if self.per_call else members)  # type: ignore[arg-type]
@@ -96,12 +114,18 @@ class Row:
             return self
         row = object.__new__(Row)
         row.members, row.per_call, row.judging, row.timed = self.members, False, self.judging, self.timed
-        row._bind(
-            tuple(
-                [member.guard_for(args, kwargs) if hasattr(member, "guard_for") else member for member in self.members]
-            )
-        )
+        row._bind(tuple([self._chosen(member, args, kwargs) for member in self.members]))
         return row
+
+    def _chosen(self, member: Guard | GuardPerCall, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Guard:
+        choose = getattr(member, "guard_for", None)
+        if choose is None:
+            return cast(Guard, member)
+        guard: Guard = choose(args, kwargs)
+        for flag in ("issues_deadlines", "judges"):  # the frame was made without
+            if getattr(guard, flag, False) and not getattr(member, flag, False):
+                raise TypeError(f"{member!r} chose {guard!r}, so it needs {flag} = True as well")
+        return guard
 
     async def enter(self, tokens: list[Token], wait: Wait | None = None) -> None:
         """Let one call in, from `wait` on if it already asked; waits where a guard says so."""
@@ -123,16 +147,19 @@ class Row:
     def enter_sync(self, tokens: list[Token], wait: Wait | None = None) -> None:
         """`enter` for plain functions. Never blocks a thread that runs an event loop: there it refuses."""
         if wait is None:
-            wait = self._ask(tokens, ThreadSleeper)
+            wait = self._ask(tokens, sync_sleeper)
         while wait is not None:
-            if on_asyncio() or on_trio():
+            if wait.sleeper is AWAKE:
                 self._refuse(tokens, wait)
             try:
-                wait.sleeper.sleep_sync(wait.until - clock())
+                if sleep is time.sleep or wait.until == math.inf:
+                    wait.sleeper.sleep_sync(wait.until - clock())
+                else:  # on a clock of its own, which only this moves on
+                    sleep(max(0.0, wait.until - clock()))
             except BaseException as exc:
                 self._give_up(tokens, wait, exc)
                 raise
-            wait = self._go_on(tokens, wait, ThreadSleeper)
+            wait = self._go_on(tokens, wait, sync_sleeper)
         if _pending:
             self._deliver(tokens)
 
@@ -149,7 +176,7 @@ class Row:
     def enter_now(self) -> list[Token]:
         """`enter` for callers that can't wait."""
         tokens: list[Token] = []
-        wait = self._ask(tokens, ThreadSleeper)
+        wait = self._ask(tokens, no_sleeper)
         if wait is not None:
             self._refuse(tokens, wait)
         if _pending:
@@ -193,26 +220,29 @@ class Row:
         return True
 
     def _refuse(self, tokens: list[Token], wait: Wait) -> NoReturn:
-        with lock:
-            wait.abandon(clock())
-            error = wait.refuse(clock())
+        """The caller can't sleep."""
         try:
-            self.fail(tokens, error)
-            raise error
-        finally:
-            del error
+            with lock:
+                wait.abandon(clock())
+                raise wait.refuse(clock())
+        except BaseException as exc:
+            self.fail(tokens, exc)
+            raise
 
     def _give_up(self, tokens: list[Token], wait: Wait, exc: BaseException) -> None:
         """The call left while it waited."""
-        with lock:
-            wait.abandon(clock())
+        try:
+            with lock:
+                wait.abandon(clock())
+        except BaseException as failure:
+            self.fail(tokens, failure)
+            raise
         self.fail(tokens, exc)
 
     def fail(self, tokens: list[Token], exc: BaseException, span: EndSpan | None = None) -> None:
         """Leave with `exc`; raise what a guard put in its place, return if it stays as it is."""
         outcome = self.leave(tokens, exc)
-        if span is not None:
-            span(outcome)
+        end_span(span, outcome)
         try:
             if outcome is not None and outcome is not exc:
                 raise outcome from exc
@@ -226,8 +256,7 @@ class Row:
     def leave_well(self, tokens: list[Token], span: EndSpan | None = None, result: object = None) -> None:
         """The call returned. Raises what a guard says instead."""
         outcome = self.leave(tokens, None, result)
-        if span is not None:
-            span(outcome)
+        end_span(span, outcome)
         if outcome is not None:
             try:
                 raise outcome
@@ -236,35 +265,36 @@ class Row:
 
     def leave(self, tokens: list[Token], exc: BaseException | None, result: object = None) -> BaseException | None:
         """The call ended with `exc`. Exits what `tokens` entered, innermost first; returns what to raise, or None."""
-        if self.judging:
-            return self._leave_judged(tokens, exc, result)
-        try:
-            _acquire()  # inside, for Ctrl-C is handled when a call returns
-            moment = clock()
-            for leave in self.exits[len(self.exits) - len(tokens) :]:
-                try:
-                    leave(tokens.pop(), moment, exc)
-                except BaseException as replacement:
-                    exc = replacement.with_traceback(None)
-        finally:
-            _release()
+        read = clock
+        while tokens:
+            try:
+                if self.judging:  # runs code of the user's, so without the lock and one guard at a time
+                    exc = self._judged(tokens, exc, result)
+                with lock:
+                    moment = read()
+                    for leave in self.exits[len(self.exits) - len(tokens) :]:
+                        try:
+                            leave(tokens.pop(), moment, exc)
+                        except BaseException as replacement:
+                            exc = replacement.with_traceback(None)
+                        if self.judging:
+                            break
+            except BaseException as interruption:  # Ctrl-C as we took the lock: the rest must leave all the same
+                exc = interruption.with_traceback(None)
+                read = time.monotonic  # should it be a clock of the user's that fails
         if _pending:
-            events.deliver()
+            try:
+                events.deliver()
+            except BaseException as interruption:  # Ctrl-C in a listener
+                exc = interruption.with_traceback(None)
         return exc
 
-    def _leave_judged(self, tokens: list[Token], exc: BaseException | None, result: object) -> BaseException | None:
-        """`leave` for rows in which a guard runs code of the user's first: without the lock, so one guard at a time."""
-        for guard in reversed(self.guards[: len(tokens)]):
-            try:
-                if getattr(guard, "judges", False):
-                    cast(Judge, guard).judge(tokens[-1], result, exc)
-            except BaseException as interruption:  # Ctrl-C in a predicate
-                exc = interruption.with_traceback(None)
-            with lock:
-                try:
-                    guard.exit(tokens.pop(), clock(), exc)
-                except BaseException as replacement:
-                    exc = replacement.with_traceback(None)
-        if _pending:
-            events.deliver()
+    def _judged(self, tokens: list[Token], exc: BaseException | None, result: object) -> BaseException | None:
+        """Let the guard that leaves next look at the outcome."""
+        guard = self.guards[len(tokens) - 1]
+        try:
+            if getattr(guard, "judges", False):
+                cast(Judge, guard).judge(tokens[-1], result, exc)
+        except BaseException as interruption:  # Ctrl-C in a predicate
+            return interruption.with_traceback(None)
         return exc

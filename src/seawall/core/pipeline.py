@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import ParamSpec, TypeVar
 
 from seawall.core import checks
-from seawall.core.decorate import POLICY_TYPES, Policy, decorate, rows
+from seawall.core.decorate import Policy, check_policy, decorate, rows
 from seawall.core.gate import Row
 from seawall.core.policy import admit
 from seawall.core.protocol import Guard
@@ -34,8 +34,7 @@ class Pipeline:
 
     def __init__(self, *policies: Policy, name: str | None = None) -> None:
         for policy in policies:
-            if not isinstance(policy, POLICY_TYPES):
-                raise TypeError(f"{policy!r} is no policy; a pipeline takes policies and joins them itself")
+            check_policy(policy)
         self.policies = policies
         self.name = name if name is None else checks.name("Pipeline", name)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, ClassVar, ParamSpec, Self, TypeVar
 
@@ -18,6 +19,16 @@ from seawall.core.scope import Permit, Scope, frame_of_block, pop, push
 P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R", bound=Rejected)
+_updating = threading.RLock()  # one change at a time, and not under the gate's lock: constructors may run predicates
+
+
+def apply(changes: Iterable[tuple[PolicyBase, PolicyBase]]) -> None:
+    """Let each policy adopt the one prepared for it, all in one moment."""
+    with gate.lock:
+        now = gate.clock()
+        for policy, fresh in changes:
+            policy._adopt(fresh, now)
+    events.deliver()
 
 
 class PolicyBase:
@@ -30,7 +41,7 @@ class PolicyBase:
 
     def __init__(self, name: str, listeners: Iterable[Listener] = ()) -> None:
         self.name = checks.name(type(self).__name__, name)
-        self._listeners = tuple(listeners)
+        self._listeners = checks.listeners(listeners)
 
     def _register(self) -> None:
         """Last step of construction: one that failed must not be found."""
@@ -49,8 +60,9 @@ class PolicyBase:
         return decorate(fn, (self,))  # type: ignore[arg-type]
 
     def listen(self, listener: Listener) -> None:
-        """Hear this policy's events; see `seawall.listen`."""
-        self._listeners = (*self._listeners, listener)
+        """Hear this policy's events, for as long as it lives. For a while only: `seawall.listen`."""
+        with self._lock:
+            self._listeners = (*self._listeners, *checks.listeners((listener,)))
 
     def update(self, **settings: object) -> None:
         """Change settings while calls are in flight: all of them or, if one is wrong, none.
@@ -61,6 +73,11 @@ class PolicyBase:
         Raises:
             TypeError, ValueError: as the constructor would; the policy stays as it was.
         """
+        with _updating:
+            apply([(self, self._prepare(settings))])
+
+    def _prepare(self, settings: Mapping[str, object]) -> Self:
+        """A policy like this one, unused, with other settings: to adopt."""
         parameters = list(inspect.signature(type(self)).parameters)[1:]  # without the name
         known = {setting: getattr(self, setting) for setting in parameters if setting != "listeners"}
         unknown = settings.keys() - known.keys()
@@ -69,13 +86,16 @@ class PolicyBase:
                 f"{type(self).__name__} {self.name!r} has no setting {', '.join(sorted(unknown))} to change; "
                 f"it has {', '.join(known)}"
             )
-        fresh = type(self)(self.name, **{**known, **settings})
-        with self._lock:
-            self._adopt(fresh, gate.clock())
-        events.deliver()
+        with registry.unlisted():
+            fresh = type(self)(self.name, **{**known, **settings})
+        self._check_change(fresh)
+        return fresh
+
+    def _check_change(self, fresh: Self) -> None:
+        """ValueError if the settings of `fresh` can't be taken over while in use."""
 
     def _adopt(self, fresh: Self, now: float) -> None:
-        """Take over the settings of `fresh`, which is of the same class and unused; with the lock held.
+        """Take over the settings of `fresh`, which is of the same class and unused; with the lock held. Never raises.
 
         Every setting of the constructor is an attribute of the same name, in a form the constructor takes.
         """

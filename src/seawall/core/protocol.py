@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     import asyncio
-    from contextvars import Token as ContextToken
+
+    from seawall.core.ambient import Limit
 
 T = TypeVar("T")
 Token = object
@@ -80,12 +81,15 @@ class AroundPerCall(Protocol):
         """The around of the call with these arguments. What it raises, the caller gets."""
 
 
-class _Awake:
+class Awake:
+    """The sleeper of a call that has not lain down yet, or never will."""
+
     def ring(self) -> bool:
+        """It is awake."""
         return True
 
 
-_AWAKE = _Awake()
+AWAKE = Awake()
 
 
 class Wait(Exception):
@@ -94,20 +98,25 @@ class Wait(Exception):
     It sleeps until the clock shows `until`, or until the guard calls `wake`, whichever comes first; it never
     holds the lock while it sleeps. A guard that sets `granted` and `token` before it wakes the sleeper has let the
     call in, and `resume` is not asked. `after` says that `until` is so many seconds from now, the same for many
-    waits: they share one timer. Subclass it with what the waiting call needs. All methods run with the gate's lock
-    held, like those of a guard.
+    waits: they share one timer. What a waiting call does to others it does in `begin`, which is not called for a
+    caller that can't sleep and so is refused. Subclass it with what the waiting call needs. All methods run with the
+    gate's lock held, like those of a guard.
     """
 
-    granted = False
-    token: Token = None
+    __slots__ = ("after", "granted", "sleeper", "token", "until", "woken")
+    begin: Callable[[], object] | None = None
 
     def __init__(self, until: float = math.inf, after: float | None = None) -> None:
         self.until = until
         self.after = after
-        self.sleeper: Any = _AWAKE  # set by the gate before it lets go of the lock
+        self.granted = False
+        self.token: Token = None
+        self.woken = False  # maybe before it had a sleeper, by a finaliser
+        self.sleeper: Any = AWAKE  # set by the gate before it lets go of the lock
 
     def wake(self) -> bool:
         """Wake the sleeper; False if it can't be (its event loop is gone), so that somebody else is chosen."""
+        self.woken = True
         return bool(self.sleeper.ring())
 
     def resume(self, now: float) -> Token:
@@ -153,12 +162,12 @@ class Expiry:
 class SharedExpiry(Expiry):
     """One that everything the call does sees: until a time on the gate's clock, also over the steps of a stream."""
 
-    __slots__ = ("restore", "until")
+    __slots__ = ("limit", "until")
 
     def __init__(self, after: float, until: float) -> None:
         super().__init__(after)
         self.until: float = until
-        self.restore: ContextToken[float] | None = None  # the deadline that held before
+        self.limit: Limit | None = None  # while it is seen
 
     def left(self, now: float) -> float:
         """Seconds the call may take from `now` on."""

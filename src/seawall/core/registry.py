@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 _entries: dict[int, weakref.ref[object]] = {}
 _numbers = itertools.count()
 
 
+class _PerThread(threading.local):
+    unlisted = 0
+
+
+_local = _PerThread()
+
+
+@contextmanager
+def unlisted() -> Iterator[None]:
+    """Keep the policies that this thread makes in the block out of `live`: their owner speaks for them."""
+    _local.unlisted += 1
+    try:
+        yield
+    finally:
+        _local.unlisted -= 1
+
+
 def register(policy: object) -> None:
     """Make `policy` findable for as long as somebody else holds it."""
+    if _local.unlisted:
+        return
     number = next(_numbers)
     # Runs whenever the policy dies, in any thread: a single dict operation, so it needs no lock.
     _entries[number] = weakref.ref(policy, lambda _: _entries.pop(number, None))

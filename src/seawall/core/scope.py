@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+import threading
 import warnings
-from contextvars import ContextVar
 from types import TracebackType
 from typing import Self, cast
 
@@ -15,7 +15,8 @@ import anyio
 from seawall.core import gate
 from seawall.core.gate import Row, lock
 from seawall.core.protocol import Expiry, Token
-from seawall.core.timers import disarm, show
+from seawall.core.sleeping import on_trio
+from seawall.core.timers import current_task, disarm, running_timers, show
 
 
 class Scope:
@@ -35,9 +36,16 @@ class Scope:
         self._tokens = []
         return self._tokens
 
+    def _check_plain(self) -> None:
+        """TypeError if a guard of any row can't do without an event loop."""
+        for guard in self._row.guards:
+            if getattr(guard, "needs_event_loop", False):
+                raise TypeError(f"{type(guard).__name__} needs an event loop to cancel a call; use `async with`")
+        if self._inner is not None:
+            self._inner._check_plain()
+
     def __enter__(self) -> Self:
-        if any(getattr(guard, "needs_event_loop", False) for guard in self._row.guards):
-            raise TypeError("Timeout needs an event loop to cancel a call; use `async with`")
+        self._check_plain()
         tokens = self._begin()
         self._row.enter_sync(tokens)
         if self._row.timed:
@@ -158,9 +166,8 @@ class Permit:
 
 
 # The scopes of `with policy:` blocks, by policy and by the frame that holds the block: a generator's frame stays
-# the same wherever it goes on. Blocks of an ExitStack have no frame (0); they are told apart by context.
-_opened: dict[tuple[int, int], list[Scope]] = {}
-_in_context: ContextVar[tuple[Scope, ...]] = ContextVar("seawall_scopes", default=())
+# the same wherever it goes on. Blocks of an ExitStack have no frame (0), and are told apart by who opened them.
+_opened: dict[tuple[int, int], list[tuple[object, Scope]]] = {}
 
 
 def frame_of_block(depth: int = 2) -> int:
@@ -169,30 +176,37 @@ def frame_of_block(depth: int = 2) -> int:
     return 0 if frame.f_code.co_filename == contextlib.__file__ else id(frame)
 
 
+def _opener() -> object:
+    """The task or thread that runs this."""
+    timers = running_timers()
+    if timers is not None:
+        return id(current_task(timers.loop))
+    if on_trio():
+        import trio
+
+        return id(trio.lowlevel.current_task())
+    return threading.get_ident()
+
+
 def push(owner: object, frame: int, scope: Scope) -> None:
     """Remember the scope that `with owner:` opened."""
     with lock:
-        _opened.setdefault((id(owner), frame), []).append(scope)
-    if not frame:
-        _in_context.set((*_in_context.get(), scope))
+        _opened.setdefault((id(owner), frame), []).append((_opener(), scope))
 
 
 def pop(owner: object, frame: int) -> Scope:
     """The scope that the same block opened."""
     with lock:
         key = (id(owner), frame)
-        if key not in _opened:  # compiled code has no frame of its own: the newest one then
-            key = next((one for one in reversed(_opened) if one[0] == id(owner)), key)
-        scopes = _opened.get(key)
-        if scopes is None:
+        keys = [key] if frame and key in _opened else []
+        if not keys:  # of an ExitStack, a hand-written one, or compiled code, which has no frames
+            keys = [one for one in reversed(_opened) if one[0] == id(owner)]
+        if not keys:
             raise RuntimeError(f"{owner!r} was not entered; each block exits once")
-        scope = scopes[-1]
-        if not frame:
-            mine = _in_context.get()
-            scope = next((one for one in reversed(mine) if one in scopes), scope)
-        scopes.remove(scope)
-        if not scopes:
+        me = _opener()
+        candidates = [(one, entry) for one in keys for entry in reversed(_opened[one])]
+        key, entry = next((pair for pair in candidates if pair[1][0] == me), candidates[0])
+        _opened[key].remove(entry)
+        if not _opened[key]:
             del _opened[key]
-    if not frame:
-        _in_context.set(tuple(one for one in _in_context.get() if one is not scope))
-    return scope
+        return entry[1]

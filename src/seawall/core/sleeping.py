@@ -171,6 +171,15 @@ def async_sleeper() -> Sleeper:
     return TrioSleeper() if timers is None else AsyncioSleeper(timers)
 
 
+def sync_sleeper() -> ThreadSleeper | None:
+    """A sleeper for this thread; None where it would block an event loop."""
+    return None if on_asyncio() or on_trio() else ThreadSleeper()
+
+
+def no_sleeper() -> None:
+    """For callers that never sleep."""
+
+
 async def pause(seconds: float) -> None:
     """Let `seconds` pass, on any event loop."""
     if on_asyncio():

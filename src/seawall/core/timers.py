@@ -11,6 +11,7 @@ import asyncio
 import sys
 import threading
 import time
+import weakref
 from asyncio import _get_running_loop
 from collections.abc import Callable
 from threading import get_ident
@@ -42,7 +43,7 @@ Queue = dict[Expiring, float]  # when each is due, in the loop's time
 class Timers:
     """The deadline queues of one asyncio event loop; used from that loop's thread only."""
 
-    __slots__ = ("_handle", "_many", "_queues", "_when", "base", "loop", "time")
+    __slots__ = ("__weakref__", "_many", "_queues", "_when", "base", "loop", "time")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -51,7 +52,6 @@ class Timers:
         self.time = time.monotonic if plain else loop.time  # the same, without a Python call
         self._queues: dict[float, Queue] = {}
         self._many = _MANY
-        self._handle: asyncio.TimerHandle | None = None
         self._when = float("inf")
 
     def add(self, one: Expiring, after: float, now: float) -> Queue:
@@ -73,23 +73,18 @@ class Timers:
         return queue
 
     def _arm(self, when: float) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
         self._when = when
-        self._handle = self.loop.call_at(when, self._ring)
+        self.loop.call_at(when, self._ring, when)
 
-    def stop(self) -> None:
-        """The loop is closed; without a handle that refers to them these timers are free."""
-        if self._handle is not None:
-            self._handle.cancel()
-
-    def _ring(self) -> None:
-        self._handle, self._when = None, float("inf")
+    def _ring(self, when: float) -> None:
+        if when != self._when:
+            return  # set before an earlier one came, which has seen to it
+        self._when = float("inf")
         now = self.time() + _EARLY
         for after, queue in list(self._queues.items()):
             due = []  # found first, deleted later: a dict that keeps losing its head is slow to find the next
-            for one, when in queue.items():
-                if when > now:
+            for one, due_at in queue.items():
+                if due_at > now:
                     break
                 due.append(one)
             for one in due:
@@ -107,24 +102,27 @@ class _Unknown:
 
 
 class _PerThread(threading.local):
-    timers: Timers | None = None
+    timers: Callable[[], Timers | None] = staticmethod(lambda: None)
 
 
 _local = _PerThread()
 
 
 def running_timers() -> Timers | None:
-    """The timers of the loop that runs in this thread; None where no asyncio loop does."""
-    timers = _local.timers
+    """The timers of the loop that runs in this thread; None where no asyncio loop does.
+
+    The thread holds them weakly: while they are armed the loop does, and lets go of them, and of the calls they are
+    for, when it is closed.
+    """
+    timers = _local.timers()
     if timers is not None and timers.base._thread_id == get_ident():
         return timers
     loop = _get_running_loop()  # on 3.11 a system call
     if loop is None:
         return None
     if timers is None or timers.loop is not loop:
-        if timers is not None and timers.loop.is_closed():
-            timers.stop()
-        timers = _local.timers = Timers(loop)
+        timers = Timers(loop)
+        _local.timers = weakref.ref(timers)
     return timers
 
 
@@ -133,7 +131,7 @@ def arm(expiry: Expiry, now: float, clock: Callable[[], float]) -> bool:
 
     `now` is the gate's time by `clock`, which nearly always is the loop's own.
     """
-    timers = _local.timers
+    timers = _local.timers()
     if timers is None or timers.base._thread_id != get_ident():
         timers = running_timers()
         if timers is None:
@@ -147,17 +145,15 @@ def arm(expiry: Expiry, now: float, clock: Callable[[], float]) -> bool:
         show(expiry)
     expiry.task = task
     expiry.cancelling = task.cancelling()
-    if after > 0:
-        expiry.queue = timers.add(expiry, after, now if clock is timers.time else timers.time())
-    else:
-        expiry.expire()  # the call ends where it first waits
+    # One that is over already is added too: cancelling a task that runs may hit it after its call has returned.
+    expiry.queue = timers.add(expiry, after, now if clock is timers.time else timers.time())
     return True
 
 
 def show(expiry: Token) -> None:
     """Let everything the call does see its deadline, where it is one to share."""
     if isinstance(expiry, SharedExpiry) and expiry.until < ambient.deadline.get():
-        expiry.restore = ambient.deadline.set(expiry.until)
+        expiry.limit = ambient.deadline.set(expiry.until)
 
 
 def disarm(token: Token) -> None:
@@ -176,9 +172,6 @@ def disarm(token: Token) -> None:
 
 def hide(expiry: Token) -> None:
     """The deadline that held before holds again."""
-    if isinstance(expiry, SharedExpiry) and expiry.restore is not None:
-        restore, expiry.restore = expiry.restore, None
-        try:
-            ambient.deadline.reset(restore)
-        except ValueError:  # closed in another context, where it never held
-            return
+    if isinstance(expiry, SharedExpiry) and expiry.limit is not None:
+        ambient.deadline.reset(expiry.limit)
+        expiry.limit = None

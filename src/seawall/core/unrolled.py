@@ -11,23 +11,25 @@ import functools
 import linecache
 from collections.abc import Callable
 from inspect import CO_VARARGS, CO_VARKEYWORDS
+from keyword import iskeyword
 from types import FunctionType
 from typing import Any, NamedTuple
 
 from seawall.core import events, gate
 from seawall.core.gate import Row
+from seawall.core.locking import lock, release_if_held
 from seawall.core.protocol import Wait
 from seawall.core.timers import arm, disarm
 
-# Every name of ours begins with an underscore, so that parameters may have theirs. `_acquire` stands inside `try`, for
-# Ctrl-C is handled when a call returns: after it the lock is ours to release.
+# Every name of ours begins with an underscore, so that parameters may have theirs. Ctrl-C is handled when a call
+# returns or while `_acquire` waits: that stands inside `try`, and what is raised there may find the lock ours or not.
 _ASYNC = """
 def _make(_fn, _row, _name, _sleeper, _expiring, _defaults):
     {bind}
     async def guarded({parameters}):
         {tokens}_wait = None
         _inside = 0
-        _span = None if _gate.tracer is None or _name is None else _gate.tracer(_name)
+        _span = None if _gate.tracer is None else _begin_span(_name)
         try:
             {choose}
             try:
@@ -36,8 +38,14 @@ def _make(_fn, _row, _name, _sleeper, _expiring, _defaults):
                 _now = _clock()
                 {enter}
             except _Wait as _found:
-                _wait = _bed(_found, _sleeper)
-            finally:
+                try:
+                    _wait = _bed(_found, _sleeper)
+                finally:
+                    _release()
+            except BaseException:
+                _release_if_held()
+                raise
+            else:
                 _release()
             if _wait is not None:
                 _entered = [{listed}][:_inside]
@@ -69,15 +77,19 @@ try:
         _acquire()
         _now = _gate.clock()
         {exits}
-    finally:
+    except BaseException:
+        _release_if_held()
+        raise
+    else:
         _release()
+    _inside = 0
+    if _pending:
+        _deliver()
 except BaseException as _exc:
     _row.fail([{listed}][:_inside], _exc, _span)
     raise
-if _pending:
-    _deliver()
 if _span is not None:
-    _span(None)
+    _end_span(_span, None)
 """
 
 _LEAVE_JUDGED = """
@@ -110,7 +122,8 @@ def signature_of(fn: Callable[..., Any]) -> Signature:
     keyword_only = code.co_varnames[code.co_argcount : count]
     flags = code.co_flags
     stars = list(code.co_varnames[count:][: bool(flags & CO_VARARGS) + bool(flags & CO_VARKEYWORDS)])
-    if any(name.startswith(("_", ".")) or name == "BaseException" for name in code.co_varnames[: count + len(stars)]):
+    taken = code.co_varnames[: count + len(stars)]
+    if any(name.startswith(("_", ".")) or name == "BaseException" or iskeyword(name) for name in taken):
         return ANY
     values = iter(range(len(fn.__defaults__ or ()) + len(fn.__kwdefaults__ or {})))
     first_default = len(positional) - len(fn.__defaults__ or ())
@@ -207,18 +220,22 @@ def _fill(template: str, **parts: list[str]) -> str:
 @functools.lru_cache(maxsize=512)  # of shapes; frames in use keep theirs
 def _maker(shape: Shape) -> Callable[..., Callable[..., Any]]:
     text = source(shape)
-    filename = f"<seawall row of {shape.length}{', timed' if shape.timed else ''}: {shape.signature.parameters}>"
+    flags = "".join(f", {flag}" for flag in ("timed", "per_call", "judging") if getattr(shape, flag))
+    filename = f"<seawall row of {shape.length}{flags}: {shape.signature.parameters}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)  # for tracebacks
     scope: dict[str, Any] = {
         "_Wait": Wait,
-        "_acquire": gate.lock.acquire,
+        "_acquire": lock.acquire,
         "_arm": arm,
         "_bed": gate.bed,
+        "_begin_span": gate.begin_span,
         "_deliver": events.deliver,
         "_disarm": disarm,
+        "_end_span": gate.end_span,
         "_gate": gate,
         "_pending": events.pending,
-        "_release": gate.lock.release,
+        "_release": lock.release,
+        "_release_if_held": release_if_held,
     }
     exec(compile(text, filename, "exec"), scope)  # noqa: S102 - our own text; the names are those of a function
     made: Callable[..., Callable[..., Any]] = scope["_make"]

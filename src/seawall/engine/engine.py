@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
 from collections.abc import Sequence as Seq
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +19,8 @@ import anyio.to_thread
 
 from seawall.core.decorate import Policy
 from seawall.core.pipeline import Pipeline
-from seawall.engine.worker import Worker
-from seawall.inference.errors import InvalidSettingError, ModelError, PromptError
+from seawall.engine.worker import Worker, WorkerClosedError
+from seawall.inference.errors import DecoderClosedError, InvalidSettingError, ModelError, PromptError
 from seawall.policies.bulkhead import Bulkhead
 from seawall.policies.circuit_breaker import CircuitBreaker
 from seawall.policies.timeout import Timeout
@@ -58,6 +59,40 @@ class Completion:
         return self.text
 
 
+class _Model:
+    """What one opening makes and one closing ends: a thread, and the decoder it loads for all who wait for it."""
+
+    def __init__(self, name: str, load: Callable[[], Decoder]) -> None:
+        self.worker = Worker(f"seawall-{name}")
+        self.decoder: Decoder | None = None
+        self.error: BaseException | None = None
+        self.openers = 0
+        self.opened = False  # somebody got it, so it stays until the engine is closed
+        self._load = load
+
+    def load(self) -> None:
+        """In the worker thread, once for each opener: the first loads, the others hear what became of that."""
+        if self.decoder is None and self.error is None:
+            try:
+                self.decoder = self._load()
+            except BaseException as error:
+                self.error = error
+        if self.error is not None:
+            raise self.error
+
+    def close(self) -> None:
+        """End the thread, then free the decoder."""
+        self.worker.close()
+        self.free()
+
+    def free(self) -> None:
+        """Let go of the decoder; never blocks."""
+        self.error = None  # its traceback holds this object
+        decoder, self.decoder = self.decoder, None
+        if decoder is not None:
+            decoder.close()
+
+
 class Engine:
     """A language model embedded in this process, behind policies.
 
@@ -84,11 +119,9 @@ class Engine:
         self.name = name
         self.policies = tuple(_default_policies(name) if policies is None else policies)
         self._load = load
-        self._decoder: Decoder | None = None
-        self._worker: Worker | None = None
-        self._opening = threading.Lock()
-        self._closes = 0
-        self._guarded = Pipeline(*self.policies, name=f"{name}.generate")(self._steps)
+        self._model: _Model | None = None
+        self._changing = threading.Lock()
+        self._guarded = Pipeline(*self.policies, name=f"{name}.generate")(_steps)
 
     @classmethod
     def load(
@@ -134,38 +167,48 @@ class Engine:
         return cls(load, name=Path(model).name, policies=policies)
 
     async def open(self) -> Self:
-        """Load the model, in the worker thread."""
-        if self._worker is not None:
-            return self
-        closes = self._closes
-        worker = Worker(f"seawall-{self.name}")
+        """Load the model, in the worker thread. All who open the engine meanwhile share the load, or its error."""
+        with self._changing:
+            if self._model is None or self._model.error is not None:
+                self._model = _Model(self.name, self._load)
+            model = self._model
+            model.openers += 1
         try:
-            decoder = await worker.run(self._load)
-        except BaseException:
-            worker.close()
-            raise
-        with self._opening:  # another task may have opened the engine meanwhile, or closed it
-            closed = self._closes != closes
-            adopted = not closed and self._worker is None
-            if adopted:
-                self._worker, self._decoder = worker, decoder
-        if not adopted:
-            worker.close()
-            decoder.close()
-        if closed:
-            raise EngineClosedError(f"engine {self.name!r} was closed while it was opening")
+            if not model.opened:
+                await model.worker.run(model.load)
+            with self._changing:
+                if self._model is not model:
+                    raise WorkerClosedError
+                model.opened = True
+        except WorkerClosedError:
+            raise EngineClosedError(f"engine {self.name!r} was closed while it was opening") from None
+        finally:
+            self._leave(model)
         return self
+
+    def _leave(self, model: _Model) -> None:
+        """An opener is done. The last one frees what nobody wants: all of them failed, or the engine was closed."""
+        with self._changing:
+            model.openers -= 1
+            unwanted = model.openers == 0 and not (model.opened and self._model is model)
+            if unwanted and self._model is model:
+                self._model = None
+        if unwanted:
+            model.close()
 
     def close(self) -> None:
         """Free the model. Calls in flight end with `EngineClosedError` at their next step."""
-        with self._opening:
-            self._closes += 1
-            worker, self._worker = self._worker, None
-            decoder, self._decoder = self._decoder, None
-        if worker is not None:
-            worker.close()
-        if decoder is not None:
-            decoder.close()
+        with self._changing:
+            model, self._model = self._model, None
+        if model is not None and model.opened:  # else those who are opening it find it closed, and free it
+            model.close()
+
+    def __del__(self) -> None:
+        model = getattr(self, "_model", None)  # no call is in flight, and nobody is opening: they would hold us
+        if model is not None:
+            model.worker.stop()
+            model.free()
+            warnings.warn(f"engine {self.name!r} was dropped without close", ResourceWarning, stacklevel=2, source=self)
 
     def stream(
         self,
@@ -189,7 +232,7 @@ class Engine:
             CallTimeoutError: a piece took too long.
             EngineClosedError: the engine is not open.
         """
-        return self._guarded(prompt, max_tokens, _sampling(temperature, top_k, top_p, min_p, seed), tuple(stop))
+        return self._guarded(self, prompt, max_tokens, _sampling(temperature, top_k, top_p, min_p, seed), tuple(stop))
 
     async def generate(self, prompt: Prompt, **settings: Any) -> Completion:
         """The whole answer; settings and errors are those of `stream`."""
@@ -208,29 +251,12 @@ class Engine:
         rate = (len(tokens) - 1) / seconds if len(tokens) > 1 and seconds > 0 else 0.0
         return Completion("".join(text), tuple(tokens), reason, first - begun, rate)
 
-    async def _steps(
-        self, prompt: Prompt, max_tokens: int, sampling: Greedy | Sampling, stop: tuple[str, ...]
-    ) -> AsyncGenerator[Piece, None]:
-        worker, decoder = self._opened()
-
-        tokens = await worker.run(lambda: decoder.encode_chat(prompt))
-        sequence = decoder.start(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop)
-        try:
-            finished = False
-            while not finished:
-                if self._worker is not worker:
-                    raise EngineClosedError(f"engine {self.name!r} was closed during this answer")
-                step = await worker.run(sequence.step, sequence.cancel)
-                finished = step is None or step.finish is not None
-                if step is not None and step.token is not None:
-                    yield Piece(step.text, step.token, step.finish)
-        finally:
-            sequence.close()
-
-    def _opened(self) -> tuple[Worker, Decoder]:
-        if self._worker is None or self._decoder is None:
+    def _running(self) -> tuple[Worker, Decoder]:
+        model = self._model
+        decoder = model.decoder if model is not None and model.opened else None
+        if model is None or decoder is None:
             raise EngineClosedError(f"engine {self.name!r} is not open: use it inside `async with`")
-        return self._worker, self._decoder
+        return model.worker, decoder
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self.open().__await__()
@@ -241,10 +267,34 @@ class Engine:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await anyio.to_thread.run_sync(self.close)  # the step in flight ends first, and must not hold up the loop
+        try:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(
+                    self.close
+                )  # the step in flight ends first, and must not hold up the loop
+        finally:
+            self.close()  # cancelled before the thread began
 
     def __repr__(self) -> str:
-        return f"<Engine {self.name!r} {'open' if self._worker else 'closed'}>"
+        return f"<Engine {self.name!r} {'open' if self._model and self._model.opened else 'closed'}>"
+
+
+async def _steps(
+    engine: Engine, prompt: Prompt, max_tokens: int, sampling: Greedy | Sampling, stop: tuple[str, ...]
+) -> AsyncGenerator[Piece, None]:
+    """One answer, in the caller's task, behind the policies. Not a method: the engine would be a cycle."""
+    worker, decoder = engine._running()
+    try:
+        tokens = await worker.run(lambda: decoder.encode_chat(prompt))
+        with closing(decoder.start(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop)) as sequence:
+            finished = False
+            while not finished:
+                step = await worker.run(sequence.step, sequence.cancel)
+                finished = step is None or step.finish is not None
+                if step is not None and step.token is not None:
+                    yield Piece(step.text, step.token, step.finish)
+    except (WorkerClosedError, DecoderClosedError):
+        raise EngineClosedError(f"engine {engine.name!r} was closed during this answer") from None
 
 
 def _default_policies(name: str) -> tuple[Policy, ...]:

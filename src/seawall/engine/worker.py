@@ -15,6 +15,10 @@ from seawall.core.sleeping import async_sleeper
 T = TypeVar("T")
 
 
+class WorkerClosedError(RuntimeError):
+    """The worker was closed and takes no more jobs."""
+
+
 class _Job(Generic[T]):
     """One step, asked for by one task."""
 
@@ -44,21 +48,25 @@ class _Job(Generic[T]):
         return self._result[0]
 
 
+_Jobs = queue.SimpleQueue[_Job[object] | None]
+
+
 class Worker:
     """Runs jobs one after another in one thread, in the order they were asked for, from any number of loops.
 
-    The thread starts with the first job and ends with `close`.
+    The thread starts with the first job and ends with `stop` or `close`. It holds the jobs alone, so that whoever
+    holds the worker may be collected, and stop it then.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._jobs: queue.SimpleQueue[_Job[object] | None] = queue.SimpleQueue()
+        self._jobs: _Jobs = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
-        self._closed = False
+        self._changing = threading.Lock()
+        self._stopped = False
 
     async def run(self, work: Callable[[], T], cancel: Callable[[], object] | None = None) -> T:
-        """The result of `work`, or its error.
+        """The result of `work`, or its error; `WorkerClosedError` if it can't run any more.
 
         When the caller is cancelled, `cancel` is called (it should cut `work` short) and the cancellation is raised
         only once `work` has ended, so nothing runs behind the caller's back.
@@ -80,27 +88,33 @@ class Worker:
         return job.result()
 
     def _submit(self, job: _Job[T]) -> None:
-        with self._starting:
-            if self._closed:
-                raise RuntimeError(f"worker {self._name!r} is closed")
+        with self._changing:
+            if self._stopped:
+                raise WorkerClosedError(f"worker {self._name!r} is closed")
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=_work, args=(self._jobs,), name=self._name, daemon=True)
+                thread.start()
+                self._thread = thread
             self._jobs.put(job)  # type: ignore[arg-type]
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job.run()
-            del job  # a waiting thread must not keep the last caller's objects
+    def stop(self) -> None:
+        """Take no more jobs; the thread ends after those it has. Never blocks, so a finaliser may call it."""
+        with self._changing:
+            if not self._stopped:
+                self._stopped = True
+                self._jobs.put(None)
 
     def close(self) -> None:
-        """Run what is queued, then end the thread; blocks until it has."""
-        with self._starting:
-            self._closed = True
-        if self._thread is not None:
-            self._jobs.put(None)
+        """Stop, and block until the thread has ended. In the thread itself, where that can't be, only stop."""
+        self.stop()
+        if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
-            self._thread = None
+
+
+def _work(jobs: _Jobs) -> None:
+    while (job := jobs.get()) is not None:
+        job.run()
+        del job  # a waiting thread must not keep the last caller's objects
 
 
 async def _settled(job: _Job[T]) -> None:

@@ -70,8 +70,8 @@ class Timeout(GuardPolicy):
         self._finished += 1
         if token.expired and isinstance(exc, asyncio.CancelledError):  # type: ignore[attr-defined]
             self._expired += 1
-            self._emit(CallTimedOut, now, self.after)
-            raise CallTimeoutError(self.name, self.after)
+            self._emit(CallTimedOut, now, token.after)  # type: ignore[attr-defined]
+            raise CallTimeoutError(self.name, token.after)  # type: ignore[attr-defined]
 
     def _adopt(self, fresh: Self, now: float) -> None:
         self.after = fresh.after  # calls in flight keep theirs

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from fractions import Fraction
+from typing import Self
 
 from seawall.core import checks, events
 from seawall.core.counts import RollingWindow
@@ -43,7 +44,7 @@ class SLO(GuardPolicy):
     though every other policy counts it as neither. Cancelled and abandoned calls count as neither.
 
     Counts are kept in three rings (10 s slots for an hour, 5 min for six hours, an hour for the window), so any
-    look back is right to within one slot.
+    look back is right to within one slot. `update` judges the calls from then on; another `window` looks back anew.
 
     Args:
         name: labels metrics, events and logs.
@@ -75,18 +76,32 @@ class SLO(GuardPolicy):
         super().__init__(name, listeners)
         self.target = checks.fraction("target", target, one=False)
         self.latency = None if latency is None else checks.seconds("latency", latency)
-        self.window = checks.seconds("window", window)
+        self.window = checks.window("window", window)
         self.on = checks.exceptions("on", on)
         self.ignore = checks.exceptions("ignore", ignore)
-        self._tolerated = float(1 - Fraction(repr(self.target)))  # in floats 1 - 0.99 is more than 0.01
-        self._slow_from = float("inf") if self.latency is None else self.latency
+        self._judge_by()
         self._counts = [0, 0]  # good, bad
         self._neither = 0
         self._exhausted = False
+        self._look_back()
+        self._register()
+
+    def _judge_by(self) -> None:
+        self._tolerated = float(1 - Fraction(repr(self.target)))  # in floats 1 - 0.99 is more than 0.01
+        self._slow_from = float("inf") if self.latency is None else self.latency
+
+    def _look_back(self) -> None:
         spans = [(min(HOUR, self.window), 360), (min(6 * HOUR, self.window), 72), (self.window, 720)]
         self._rings = [RollingWindow(seconds, slots=slots, width=2) for seconds, slots in spans]
         self._turns_at = -float("inf")
-        self._register()
+
+    def _adopt(self, fresh: Self, now: float) -> None:
+        self.target, self.latency, self.on, self.ignore = fresh.target, fresh.latency, fresh.on, fresh.ignore
+        self._judge_by()
+        if fresh.window != self.window:  # the past was not kept in slots of that length
+            self.window = fresh.window
+            self._look_back()
+        self._exhausted = self._exhausted and self._budget(now) <= 0
 
     def enter(self, now: float) -> Token:
         """When the call began."""

@@ -1,7 +1,7 @@
 """Time that passes only when everybody waits: a minute of back-off is tested in no time, and exactly.
 
-The loop below never sleeps. When no task can run, it jumps its clock to the next timer; the gate is told the
-same clock, so what a policy decides and when a task wakes agree to the last digit.
+The loop below never sleeps. When no task can run, it jumps its clock to the next timer; while it runs the gate is
+told the same clock, so what a policy decides and when a task wakes agree to the last digit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An asyncio event loop on virtual time, in `moment`. Files, sockets and threads take none of it.
+    """An asyncio event loop on virtual time, in `moment`, which every policy is told too while it runs.
+
+    Files, sockets and threads take none of it. Any runner that takes a `loop_factory` can use it.
 
     >>> loop = VirtualTimeLoop()
     >>> loop.run_until_complete(asyncio.sleep(3600))
@@ -49,6 +51,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """The virtual time, in seconds."""
         return self.moment
 
+    def run_forever(self) -> None:
+        """Run until stopped, on virtual time."""
+        with use_clock(self.time):
+            super().run_forever()
+
 
 def run(main: Coroutine[Any, Any, T], *, start: float = 0.0) -> T:
     """`asyncio.run(main)` on virtual time, which every policy is told too (the clock is the process's).
@@ -63,6 +70,5 @@ def run(main: Coroutine[Any, Any, T], *, start: float = 0.0) -> T:
     >>> run(main())
     'after 30 s'
     """
-    loop = VirtualTimeLoop(start)
-    with use_clock(loop.time), asyncio.Runner(loop_factory=lambda: loop) as runner:
+    with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(start)) as runner:
         return runner.run(main)
