@@ -5,6 +5,7 @@ Policies decorate any function, block or stream; everything named here is public
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from seawall.core.ambient import Priority, priority
@@ -16,7 +17,9 @@ from seawall.core.pipeline import Pipeline
 from seawall.core.protocol import Around, Guard, Wait
 from seawall.core.registry import live
 from seawall.core.scope import Permit, Scope
-from seawall.decorators import (
+
+from seawall.slo.objective import SLO, BudgetExhausted  # isort: skip - before the decorator of the package's name
+from seawall.decorators import (  # isort: skip
     adaptive_bulkhead,
     breaker,
     bulkhead,
@@ -33,56 +36,61 @@ from seawall.decorators import (
     slo,
     timeout,
 )
-from seawall.policies.adaptive_bulkhead import (
-    AdaptiveBulkhead,
-    AdaptiveBulkheadSnapshot,
-    AIMDLimit,
-    GradientLimit,
-    Limit,
-    LimitChanged,
-    VegasLimit,
-)
-from seawall.policies.bulkhead import Bulkhead, BulkheadFullError
-from seawall.policies.cache import Cache, CacheSnapshot, RefreshFailed, StaleAnswered
-from seawall.policies.chaos import Chaos, ChaosInjected, ChaosSnapshot
-from seawall.policies.circuit_breaker import (
-    BreakerSnapshot,
-    CircuitBreaker,
-    CircuitOpenError,
-    State,
-    StateChanged,
-    ThresholdExceeded,
-    growing,
-)
-from seawall.policies.deadline import Deadline, DeadlineExceeded, DeadlineExceededError, DeadlinePassedError, time_left
-from seawall.policies.fallback import Fallback, FallbackFailed, FallbackSnapshot, FallbackUsed
-from seawall.policies.hedge import Hedge, HedgeLost, HedgeSnapshot, HedgeStarted, HedgeWon, Quantile
-from seawall.policies.keyed import Keyed, KeyedAround
-from seawall.policies.load_shedder import (
-    CpuSignal,
-    LoadShedder,
-    LoadShedderSnapshot,
-    LoadShedError,
-    QueueDelaySignal,
-    SheddingStarted,
-    SheddingStopped,
-    Signal,
-)
-from seawall.policies.rate_limiter import (
-    KeyedRateLimiter,
-    LimiterDrained,
-    LimiterSnapshot,
-    RateLimitedError,
-    RateLimiter,
-    Reservation,
-)
-from seawall.policies.retry import Attempt, Retry, RetryGivenUp, RetryScheduled, RetrySnapshot
-from seawall.policies.retry_budget import RetryBudget, RetryBudgetExhausted, RetryBudgetSnapshot
-from seawall.policies.timeout import CallTimedOut, Timeout
-from seawall.slo.objective import SLO, BudgetExhausted
 
 if TYPE_CHECKING:
     from seawall.engine import Engine
+    from seawall.policies.adaptive_bulkhead import (
+        AdaptiveBulkhead,
+        AdaptiveBulkheadSnapshot,
+        AIMDLimit,
+        GradientLimit,
+        Limit,
+        LimitChanged,
+        VegasLimit,
+    )
+    from seawall.policies.bulkhead import Bulkhead, BulkheadFullError
+    from seawall.policies.cache import Cache, CacheSnapshot, RefreshFailed, StaleAnswered
+    from seawall.policies.chaos import Chaos, ChaosInjected, ChaosSnapshot
+    from seawall.policies.circuit_breaker import (
+        BreakerSnapshot,
+        CircuitBreaker,
+        CircuitOpenError,
+        State,
+        StateChanged,
+        ThresholdExceeded,
+        growing,
+    )
+    from seawall.policies.deadline import (
+        Deadline,
+        DeadlineExceeded,
+        DeadlineExceededError,
+        DeadlinePassedError,
+        time_left,
+    )
+    from seawall.policies.fallback import Fallback, FallbackFailed, FallbackSnapshot, FallbackUsed
+    from seawall.policies.hedge import Hedge, HedgeLost, HedgeSnapshot, HedgeStarted, HedgeWon, Quantile
+    from seawall.policies.keyed import Keyed, KeyedAround
+    from seawall.policies.load_shedder import (
+        CpuSignal,
+        LoadShedder,
+        LoadShedderSnapshot,
+        LoadShedError,
+        QueueDelaySignal,
+        SheddingStarted,
+        SheddingStopped,
+        Signal,
+    )
+    from seawall.policies.rate_limiter import (
+        KeyedRateLimiter,
+        LimiterDrained,
+        LimiterSnapshot,
+        RateLimitedError,
+        RateLimiter,
+        Reservation,
+    )
+    from seawall.policies.retry import Attempt, Retry, RetryGivenUp, RetryScheduled, RetrySnapshot
+    from seawall.policies.retry_budget import RetryBudget, RetryBudgetExhausted, RetryBudgetSnapshot
+    from seawall.policies.timeout import CallTimedOut, Timeout
 
 __version__ = "0.1.0"
 
@@ -188,10 +196,73 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """`Engine` on first use: it needs the `cpu` or `gpu` extra, which policies alone don't."""
-    if name == "Engine":
-        from seawall.engine import Engine
+# Where the names live that are imported on first use: all at once would double the time `import seawall` takes.
+_HOMES: dict[str, tuple[str, ...]] = {
+    "seawall.policies.adaptive_bulkhead": (
+        "AdaptiveBulkhead",
+        "AdaptiveBulkheadSnapshot",
+        "AIMDLimit",
+        "GradientLimit",
+        "Limit",
+        "LimitChanged",
+        "VegasLimit",
+    ),
+    "seawall.policies.bulkhead": ("Bulkhead", "BulkheadFullError"),
+    "seawall.policies.cache": ("Cache", "CacheSnapshot", "RefreshFailed", "StaleAnswered"),
+    "seawall.policies.chaos": ("Chaos", "ChaosInjected", "ChaosSnapshot"),
+    "seawall.policies.circuit_breaker": (
+        "BreakerSnapshot",
+        "CircuitBreaker",
+        "CircuitOpenError",
+        "State",
+        "StateChanged",
+        "ThresholdExceeded",
+        "growing",
+    ),
+    "seawall.policies.deadline": (
+        "Deadline",
+        "DeadlineExceeded",
+        "DeadlineExceededError",
+        "DeadlinePassedError",
+        "time_left",
+    ),
+    "seawall.policies.fallback": ("Fallback", "FallbackFailed", "FallbackSnapshot", "FallbackUsed"),
+    "seawall.policies.hedge": ("Hedge", "HedgeLost", "HedgeSnapshot", "HedgeStarted", "HedgeWon", "Quantile"),
+    "seawall.policies.keyed": ("Keyed", "KeyedAround"),
+    "seawall.policies.load_shedder": (
+        "CpuSignal",
+        "LoadShedder",
+        "LoadShedderSnapshot",
+        "LoadShedError",
+        "QueueDelaySignal",
+        "SheddingStarted",
+        "SheddingStopped",
+        "Signal",
+    ),
+    "seawall.policies.rate_limiter": (
+        "KeyedRateLimiter",
+        "LimiterDrained",
+        "LimiterSnapshot",
+        "RateLimitedError",
+        "RateLimiter",
+        "Reservation",
+    ),
+    "seawall.policies.retry": ("Attempt", "Retry", "RetryGivenUp", "RetryScheduled", "RetrySnapshot"),
+    "seawall.policies.retry_budget": ("RetryBudget", "RetryBudgetExhausted", "RetryBudgetSnapshot"),
+    "seawall.policies.timeout": ("CallTimedOut", "Timeout"),
+    "seawall.engine": ("Engine",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-        return Engine
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> object:
+    """A policy, or `Engine`, on first use; `Engine` needs the `cpu` or `gpu` extra, which policies don't."""
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

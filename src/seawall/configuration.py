@@ -18,22 +18,40 @@ from seawall.core import registry
 from seawall.core.decorate import Policy
 from seawall.core.pipeline import Pipeline
 from seawall.core.policy import PolicyBase, apply
+from seawall.policies.adaptive_bulkhead import AdaptiveBulkhead
 from seawall.policies.bulkhead import Bulkhead
+from seawall.policies.cache import Cache
+from seawall.policies.chaos import Chaos
 from seawall.policies.circuit_breaker import CircuitBreaker
 from seawall.policies.deadline import Deadline
-from seawall.policies.rate_limiter import RateLimiter
+from seawall.policies.fallback import Fallback
+from seawall.policies.hedge import Hedge
+from seawall.policies.keyed import Keyed, KeyedAround
+from seawall.policies.load_shedder import LoadShedder
+from seawall.policies.rate_limiter import KeyedRateLimiter, RateLimiter
+from seawall.policies.retry import Retry
 from seawall.policies.timeout import Timeout
 from seawall.slo.objective import SLO
 
 TYPES: dict[str, Callable[..., PolicyBase]] = {
+    "adaptive_bulkhead": AdaptiveBulkhead,
     "breaker": CircuitBreaker,
     "bulkhead": Bulkhead,
+    "cache": Cache,
+    "chaos": Chaos,
     "deadline": Deadline,
+    "fallback": Fallback,
+    "hedge": Hedge,
+    "keyed": Keyed,
+    "keyed_around": KeyedAround,
+    "keyed_rate_limiter": KeyedRateLimiter,
+    "load_shedder": LoadShedder,
     "rate_limiter": RateLimiter,
+    "retry": Retry,
     "slo": SLO,
     "timeout": Timeout,
 }
-_EXCEPTIONS = frozenset({"on", "ignore"})  # settings that hold exception classes
+_EXCEPTIONS = frozenset({"drops", "ignore", "on"})  # settings that hold exception classes
 
 
 class ConfigurationError(ValueError):

@@ -1,31 +1,30 @@
-"""The policies as lower-case decorators: each use makes a policy of its own, named after the function."""
+"""The policies as lower-case decorators: each use makes a policy of its own, named after the function.
+
+A policy is imported when its decorator is first used: all of them would double the time `import seawall` takes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from datetime import timedelta
 from random import Random
-from typing import Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, ParamSpec, Protocol, TypeVar, overload
 
+from seawall.core import registry
+from seawall.core.checks import NOTHING
 from seawall.core.decorate import label
 from seawall.core.policy import PolicyBase
-from seawall.policies.adaptive_bulkhead import AdaptiveBulkhead
-from seawall.policies.adaptive_bulkhead.bulkhead import Algorithm as LimitAlgorithm
-from seawall.policies.bulkhead import Bulkhead
-from seawall.policies.cache import Cache
-from seawall.policies.chaos import Chaos, Enabled
-from seawall.policies.circuit_breaker import CircuitBreaker, State
-from seawall.policies.deadline import Deadline
-from seawall.policies.fallback import NOTHING, Fallback, Step
-from seawall.policies.hedge import Hedge, Quantile
-from seawall.policies.keyed import Keyed, KeyedAround
-from seawall.policies.load_shedder import LoadShedder, Signal
-from seawall.policies.rate_limiter import Algorithm, RateLimiter
-from seawall.policies.retry import Retry
-from seawall.policies.retry.rules import Budget, Duration, On, Stop
-from seawall.policies.retry.rules import Wait as WaitRule
-from seawall.policies.timeout import Timeout
-from seawall.slo.objective import SLO
+
+if TYPE_CHECKING:
+    from seawall.policies.adaptive_bulkhead.bulkhead import Algorithm as LimitAlgorithm
+    from seawall.policies.chaos import Enabled
+    from seawall.policies.circuit_breaker import State
+    from seawall.policies.fallback import Step
+    from seawall.policies.hedge import Quantile
+    from seawall.policies.load_shedder import Signal
+    from seawall.policies.rate_limiter import Algorithm
+    from seawall.policies.retry.rules import Budget, Duration, On, Stop
+    from seawall.policies.retry.rules import Wait as WaitRule
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,7 +42,8 @@ class Decorator(Protocol):
 def _named(make: Callable[[str], PolicyBase], name: str | None) -> Decorator:
     if name is not None:
         return make(name)
-    make("checked")  # bad settings are reported here, not where the function is
+    with registry.unlisted():
+        make("checked")  # bad settings are reported here, not where the function is
 
     def decorate(fn: Callable[P, T], /) -> Callable[P, T]:
         return make(label(fn))(fn)
@@ -83,6 +83,8 @@ def breaker(fn: object = None, /, **settings: object) -> object:
     >>> @breaker(failure_rate=0.5, minimum_calls=20, reset_timeout=30)
     ... async def pay(amount: int) -> str: ...
     """
+    from seawall.policies.circuit_breaker import CircuitBreaker
+
     if fn is None or isinstance(fn, str):
         return _named(lambda name: CircuitBreaker(name, **settings), fn)  # type: ignore[arg-type]
     return CircuitBreaker(label(fn))(fn)  # type: ignore[arg-type]
@@ -101,6 +103,8 @@ def bulkhead(
     >>> @bulkhead(max_concurrent=8, max_queued=32, max_wait=0.2)
     ... async def pay(amount: int) -> str: ...
     """
+    from seawall.policies.bulkhead import Bulkhead
+
     return _named(
         lambda named: Bulkhead(
             named, max_concurrent=max_concurrent, max_queued=max_queued, max_wait=max_wait, aging=aging
@@ -120,9 +124,12 @@ def keyed(
 ) -> Decorator:
     """Guard a function with a guard per key (see `Keyed`), or with an `around` per key (see `KeyedAround`).
 
+    >>> from seawall import CircuitBreaker
     >>> @keyed(CircuitBreaker, key=lambda host, path: host)
     ... async def fetch(host: str, path: str) -> str: ...
     """
+    from seawall.policies.keyed import Keyed, KeyedAround
+
     chosen = KeyedAround if around else Keyed
     return _named(lambda named: chosen(named, factory, key=key, max_keys=max_keys, idle=idle), name)
 
@@ -151,6 +158,8 @@ def adaptive_bulkhead(fn: object = None, /, **settings: object) -> object:
     >>> @adaptive_bulkhead(initial_limit=10, max_wait=0.2)
     ... async def pay(amount: int) -> str: ...
     """
+    from seawall.policies.adaptive_bulkhead import AdaptiveBulkhead
+
     if fn is None or isinstance(fn, str):
         return _named(lambda name: AdaptiveBulkhead(name, **settings), fn)  # type: ignore[arg-type]
     return AdaptiveBulkhead(label(fn))(fn)  # type: ignore[arg-type]
@@ -178,6 +187,8 @@ def load_shedder(fn: object = None, /, **settings: object) -> object:
     >>> @load_shedder(failure_rate=0.2)
     ... async def pay(amount: int) -> str: ...
     """
+    from seawall.policies.load_shedder import LoadShedder
+
     if fn is None or isinstance(fn, str):
         return _named(lambda name: LoadShedder(name, **settings), fn)  # type: ignore[arg-type]
     return LoadShedder(label(fn))(fn)  # type: ignore[arg-type]
@@ -199,6 +210,8 @@ def chaos(
     >>> @chaos(rate=0.1, exception=ConnectionError, enabled=True)
     ... async def pay(amount: int) -> str: ...
     """
+    from seawall.policies.chaos import Chaos
+
     return _named(
         lambda named: Chaos(
             named,
@@ -230,6 +243,8 @@ def rate_limiter(
     >>> @rate_limiter(rate=100, burst=20)
     ... async def pay(amount: int) -> str: ...
     """
+    from seawall.policies.rate_limiter import RateLimiter
+
     return _named(
         lambda named: RateLimiter(
             named,
@@ -251,6 +266,8 @@ def deadline(after: float | timedelta, *, name: str | None = None) -> Decorator:
     >>> @deadline(5.0)
     ... async def page(number: int) -> str: ...
     """
+    from seawall.policies.deadline import Deadline
+
     return _named(lambda named: Deadline(named, after), name)
 
 
@@ -275,6 +292,8 @@ def retry(
     >>> @retry(on=ConnectionError, attempts=3, timeout=10.0)
     ... async def fetch(url: str) -> bytes: ...
     """
+    from seawall.policies.retry import Retry
+
     return _named(
         lambda named: Retry(
             named,
@@ -308,6 +327,8 @@ def fallback(
     >>> @fallback(value=[], on=ConnectionError)
     ... async def recommended(user: int) -> list[int]: ...
     """
+    from seawall.policies.fallback import Fallback
+
     return _named(lambda named: Fallback(named, steps, value=value, on=on, on_result=on_result), name)
 
 
@@ -325,6 +346,8 @@ def hedge(
     >>> @hedge(delay=0.1)
     ... async def search(words: str) -> list[str]: ...
     """
+    from seawall.policies.hedge import Hedge
+
     return _named(
         lambda named: Hedge(named, delay=delay, attempts=attempts, on=on, acceptable=acceptable, budget=budget), name
     )
@@ -346,6 +369,8 @@ def cache(
     >>> @cache(ttl=60, stale_ttl=3600)
     ... async def price(item: str) -> float: ...
     """
+    from seawall.policies.cache import Cache
+
     return _named(
         lambda named: Cache(
             named,
@@ -367,6 +392,8 @@ def single_flight(name: str | None = None, *, key: Callable[..., Hashable] | Non
     >>> @single_flight()
     ... async def price(item: str) -> float: ...
     """
+    from seawall.policies.cache import Cache
+
     return _named(lambda named: Cache(named, ttl=0, key=key), name)
 
 
@@ -376,6 +403,8 @@ def timeout(after: float | timedelta, *, name: str | None = None) -> Decorator:
     >>> @timeout(2.0)
     ... async def pay(amount: int) -> str: ...
     """
+    from seawall.policies.timeout import Timeout
+
     return _named(lambda named: Timeout(named, after), name)
 
 
@@ -393,4 +422,6 @@ def slo(
     >>> @slo("answers", target=0.999, latency=0.5)
     ... async def answer(prompt: str) -> str: ...
     """
+    from seawall.slo.objective import SLO
+
     return _named(lambda named: SLO(named, target=target, latency=latency, window=window, on=on, ignore=ignore), name)

@@ -45,8 +45,8 @@ def http_client(
         max_queued: attempts that may wait for a place.
         budget: to share with other callers of the same service; one of its own unless told.
 
-    >>> [type(policy).__name__ for policy in http_client("bank").policies]
-    ['Deadline', 'Retry', 'Bulkhead', 'CircuitBreaker', 'Timeout']
+    >>> print(*(type(policy).__name__ for policy in http_client("bank").policies))
+    Deadline Retry Bulkhead CircuitBreaker Timeout
     """
     classes = on if isinstance(on, tuple) else (on,)
     return Pipeline(
@@ -94,8 +94,8 @@ def model(
         timeout: seconds of one answer, or of one piece of a stream.
         ignore: what says nothing about the model, such as a prompt that is too long.
 
-    >>> [type(policy).__name__ for policy in model("smollm2").policies]
-    ['SLO', 'Bulkhead', 'CircuitBreaker', 'Timeout']
+    >>> print(*(type(policy).__name__ for policy in model("smollm2").policies))
+    SLO Bulkhead CircuitBreaker Timeout
     """
     return Pipeline(
         SLO(name, target=target, ignore=ignore),

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from seawall import CircuitBreaker, CircuitOpenError, Timeout, policies_of
+from seawall import CircuitBreaker, CircuitOpenError, Retry, RetryBudget, Timeout, policies_of
 from seawall.configuration import TYPES, ConfigurationError, Pipelines
 
 TOML = """
@@ -204,7 +204,45 @@ def test_a_file_changes_them_too(file):
     assert pipelines["pay"].policies[2].after == 3.0
 
 
-def test_every_policy_that_takes_plain_settings_can_be_configured():
-    assert TYPES["breaker"] is CircuitBreaker
-    for kind, make in TYPES.items():
-        assert callable(make), kind
+EVERYTHING = [
+    {"type": "slo", "target": 0.99},
+    {"type": "fallback", "value": "nothing"},
+    {"type": "deadline", "after": 5},
+    {"type": "cache", "ttl": 60},
+    {"type": "retry", "on": ["ConnectionError", "TimeoutError"], "attempts": 2, "budget": "$budget"},
+    {"type": "hedge", "delay": 0.5, "on": "OSError"},
+    {"type": "load_shedder", "failure_rate": 0.2},
+    {"type": "rate_limiter", "rate": 100, "per": 1},
+    {"type": "keyed_rate_limiter", "rate": 10, "key": "$tenant"},
+    {"type": "keyed", "factory": "$breaker", "key": "$tenant"},
+    {"type": "keyed_around", "factory": "$retry", "key": "$tenant"},
+    {"type": "bulkhead", "max_concurrent": 8},
+    {"type": "adaptive_bulkhead", "max_limit": 50, "drops": "TimeoutError"},
+    {"type": "breaker", "failure_rate": 0.3},
+    {"type": "timeout", "after": 2.0},
+    {"type": "chaos", "rate": 0.5, "exception": "$boom"},
+]
+
+
+def test_every_policy_can_be_configured_and_changed():
+    def with_all(policies):
+        return {"pipelines": {"everything": {"policies": policies}}}
+
+    names = {
+        "budget": RetryBudget("shared"),
+        "tenant": lambda tenant: tenant,
+        "breaker": CircuitBreaker,
+        "retry": lambda tenant: Retry(tenant, on=ConnectionError),
+        "boom": ConnectionError,
+    }
+    assert {policy["type"] for policy in EVERYTHING} == set(TYPES)
+    pipelines = Pipelines(with_all(EVERYTHING), names)
+    slower = [{**policy, "after": 3} if policy["type"] == "timeout" else policy for policy in EVERYTHING]
+    pipelines.update(with_all(slower))
+
+    @pipelines["everything"]
+    async def greet(tenant):
+        return f"hello {tenant}"
+
+    assert asyncio.run(greet("a")) == "hello a"
+    assert policies_of(greet)[-2].after == 3.0

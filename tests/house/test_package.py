@@ -1,5 +1,6 @@
 """The package as a guest: light to import, exact in what it offers, and tidy."""
 
+import ast
 import json
 import os
 import re
@@ -81,12 +82,26 @@ def test_every_public_name_is_listed_and_exists():
         for name, value in vars(seawall).items()
         if not name.startswith("_")
         and not isinstance(value, types.ModuleType)
-        and name not in ("TYPE_CHECKING", "annotations")
+        and name not in ("TYPE_CHECKING", "annotations", "import_module")
     }
 
     assert len(listed) == len(seawall.__all__)
-    assert present <= listed
+    assert present | set(seawall._HOME_OF) <= listed
     assert [] == [name for name in sorted(listed) if not hasattr(seawall, name)]
+    assert listed <= set(dir(seawall))
+
+
+def test_what_is_imported_on_first_use_is_what_type_checkers_see():
+    source = Path(seawall.__file__).read_text(encoding="utf-8")
+    checked = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
+    seen = {name.name: node.module for node in checked.body for name in node.names}
+
+    assert seen == seawall._HOME_OF
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'seawall' has no attribute 'braker'"):
+        seawall.braker  # noqa: B018
 
 
 def test_the_list_of_public_names_is_sorted():

@@ -745,6 +745,30 @@ def test_what_a_run_waited_for_once_is_not_what_it_waits_for():
     run(main())
 
 
+def test_a_waiter_inside_a_run_may_be_dropped_in_another_context():
+    cache, slow, dropped = Cache("c", ttl=0), Slow(5), []
+
+    @Cache("outer", ttl=0)
+    async def outer():
+        call = get("x")
+        call.send(None)
+        dropped.append(call)
+
+    async def drop():
+        dropped.pop().close()
+
+    get = cache(slow)
+
+    async def main():
+        other = asyncio.create_task(get("x"))
+        await asyncio.sleep(0)
+        await outer()
+        await Cache("third", ttl=0)(drop)()
+        assert await other == 1
+
+    run(main())
+
+
 def test_a_chain_of_tasks_that_begin_in_each_others_runs_does_not_grow():
     depths = []
 

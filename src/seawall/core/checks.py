@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Final, TypeVar
 
 L = TypeVar("L")
+
+
+class _Nothing(enum.Enum):
+    NOTHING = "nothing"  # None is a value like any other
+
+
+NOTHING: Final = _Nothing.NOTHING  # a setting that was not given
 
 
 def seconds(setting: str, value: float | timedelta, *, zero: bool = False, infinite: bool = False) -> float:

@@ -36,6 +36,7 @@ DESCRIPTIONS = {
     "seawall.keyed.calls": "What the policies of all keys counted.",
     "seawall.keyed.keys": "Keys that have a policy.",
     "seawall.timeout.calls": "Calls by what became of them.",
+    "seawall.deadline.calls": "Calls by what became of them.",
     "seawall.retry.calls": "Calls by how they ended, and whether it took more than one attempt.",
     "seawall.retry_budget.calls": "First and extra attempts, and extra ones that were refused.",
     "seawall.retry_budget.balance": "Extra attempts that could start now.",

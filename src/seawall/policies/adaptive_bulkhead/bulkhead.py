@@ -59,7 +59,9 @@ class AdaptiveBulkhead(Places):
         name: labels errors, events, metrics and logs.
         algorithm: `"gradient"`, `"vegas"`, `"aimd"`, or a function that makes a `Limit` from the next three
             settings, such as `functools.partial(AIMDLimit, max_latency=0.5)`.
-        initial_limit, min_limit, max_limit: where the limit starts, and what it never leaves.
+        initial_limit: where the limit starts.
+        min_limit: never below.
+        max_limit: never above.
         ramp_start: multiple of the limit; with fewer calls waiting, none is refused.
         ramp_end: multiple of the limit; with more waiting, all are. 0 (and `ramp_start` 0) queues none.
         max_wait: seconds a call waits at most; `math.inf` for ever. Never past the caller's deadline.

@@ -112,7 +112,8 @@ class GradientLimit(_Bounded):
 
     Args:
         initial_limit: the limit until the first window is full.
-        min_limit, max_limit: never outside these.
+        min_limit: never below.
+        max_limit: never above.
         window: seconds of a window, at least; calls that take longer make it longer.
         minimum_calls: calls that a window needs; with fewer, noise decides.
         tolerance: how much slower than with a quarter less beside it a call may be. 0.15 suits servers whose latency
@@ -206,7 +207,8 @@ class VegasLimit(_Bounded):
 
     Args:
         initial_limit: the limit until the first window is full.
-        min_limit, max_limit: never outside these.
+        min_limit: never below.
+        max_limit: never above.
         window: seconds of a window, at least; calls that take longer make it longer.
         minimum_calls: calls that a window needs.
         probe_every: windows after which the least latency is taken afresh.
@@ -271,7 +273,8 @@ class AIMDLimit(_Bounded):
 
     Args:
         initial_limit: where it starts.
-        min_limit, max_limit: never outside these.
+        min_limit: never below.
+        max_limit: never above.
         max_latency: seconds; a call that took longer is a drop though it ended well.
         backoff: what a drop leaves of the limit.
 

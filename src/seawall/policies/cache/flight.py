@@ -26,6 +26,7 @@ class Leg:
         self.waits_for: list[Leg] = []
 
 
+_GROUND = Leg()  # of code that no flight waits for
 _aboard: ContextVar[tuple[Leg, ...]] = ContextVar("seawall_flights", default=())  # outermost first
 
 
@@ -73,14 +74,15 @@ class Flight(Generic[T]):
         self._kept = keep
         context = copy_context()
         context.run(_aboard.set, self._on_top())
-        context.run(ambient.deadline.set, math.inf)
+        if ambient.deadline.get() < math.inf:
+            context.run(ambient.deadline.set, math.inf)
         self._work = spawn(call, self.land, context)
         if keep:
             self._work.keep()
 
     def run(self, call: Callable[[], T]) -> None:
         """Run `call`, a plain function, here and now."""
-        self.join()
+        joined = self.join()
         token = _aboard.set(self._on_top())
         try:
             result = call()
@@ -90,8 +92,8 @@ class Flight(Generic[T]):
             self.land(result, None)
         finally:
             _aboard.reset(token)
-            self.leave()
-            del self, token  # an error's traceback refers to this frame
+            self.leave(joined)
+            del self, joined, token  # an error's traceback refers to this frame
 
     def _on_top(self) -> tuple[Leg, ...]:
         """The flights that this one's code runs in."""
@@ -115,33 +117,32 @@ class Flight(Generic[T]):
         self._result, self.stale = value, stale
         self._error = self._trace = self._context = None
 
-    def join(self) -> bool:
-        """Say that the code that runs here waits for this flight from now on; then `wait`, and `leave`.
+    def join(self) -> Leg | None:
+        """Say that the code that runs here waits for this flight from now on: then `wait`, and `leave` with the answer.
 
-        False if the flight can't land before that code ends: it would wait for ever.
+        None if the flight can't land before that code ends: it would wait for ever.
         """
         aboard = _aboard.get()
         if not aboard:
-            return True
+            return _GROUND
         seen: set[Leg] = set()
         ahead = [self.leg]
         with gate.lock:
             while ahead:
                 leg = ahead.pop()
                 if leg in aboard:
-                    return False
+                    return None
                 if leg not in seen:
                     seen.add(leg)
                     ahead.extend(leg.waits_for)
             aboard[-1].waits_for.append(self.leg)
-        return True
+        return aboard[-1]
 
-    def leave(self) -> None:
-        """The code that runs here waits no longer."""
-        aboard = _aboard.get()
-        if aboard:
+    def leave(self, joined: Leg | None) -> None:
+        """The code that `joined` waits no longer. Perhaps in another context, if it was dropped."""
+        if joined is not None and joined is not _GROUND:
             with gate.lock:
-                aboard[-1].waits_for.remove(self.leg)
+                joined.waits_for.remove(self.leg)
 
     async def wait(self) -> None:
         """Wait until it has landed. Who is cancelled leaves the others waiting; the last one calls the run off."""

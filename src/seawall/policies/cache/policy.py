@@ -7,15 +7,15 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, ParamSpec, Self, TypeVar, cast
+from typing import Any, ParamSpec, Self, TypeVar
 
 from seawall.core import checks, events, gate
 from seawall.core.events import Event, Listener, ask
 from seawall.core.policy import PolicyBase
 from seawall.core.protocol import Around
-from seawall.core.sleeping import on_asyncio, on_trio
-from seawall.core.tasks import is_closed, running_loop
+from seawall.core.tasks import is_closed
 from seawall.policies.cache.flight import Flight
+from seawall.policies.cache.lookup import Lookup
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,70 +62,6 @@ class _Entry:
         self.value = value
         self.at = at
         self.refreshing = False  # somebody runs the function ahead of time, or tried
-
-
-class _Lookup:
-    """One call's key: the around that `Cache` chooses for it."""
-
-    __slots__ = ("_cache", "_key")
-
-    def __init__(self, cache: Cache, key: Hashable) -> None:
-        self._cache = cache
-        self._key = key
-
-    async def around(self, call: Callable[[], Awaitable[T]]) -> T:
-        """The value of the key, from memory or by a run in a task of its own."""
-        entry, flight, leads = self._cache._find(self._key, running_loop)
-        if entry is not None:
-            value: T = entry.value
-            if flight is not None:
-                flight.start(call, keep=True)
-            return value
-        assert flight is not None
-        try:
-            if leads:
-                flight.start(call)
-            if not flight.join():
-                return await self._cache._aside(call)
-            try:
-                await flight.wait()
-            finally:
-                flight.leave()
-            self._cache._count(flight, leads=leads)
-            return cast(T, flight.outcome())
-        finally:
-            del flight  # or an error, its traceback and this frame would be a cycle
-
-    def around_sync(self, call: Callable[[], T]) -> T:
-        """The same for plain functions: the first one in runs it, in its own thread."""
-        while True:
-            entry, flight, leads = self._cache._find(self._key, _no_loop)
-            if flight is None:
-                assert entry is not None
-                return cast(T, entry.value)
-            try:
-                if not leads and (on_asyncio() or on_trio()):
-                    flight, leads = self._cache._alone(self._key), True
-                if leads:
-                    flight.run(call)
-                elif not flight.join():
-                    return self._cache._aside_sync(call)
-                else:
-                    try:
-                        landed = flight.wait_sync()
-                    finally:
-                        flight.leave()
-                    if not landed:
-                        continue
-                if entry is None:
-                    self._cache._count(flight, leads=leads)
-                return cast(T, flight.outcome())
-            finally:
-                del flight
-
-
-def _no_loop() -> object:
-    return None
 
 
 class Cache(PolicyBase):
@@ -178,19 +114,19 @@ class Cache(PolicyBase):
         stale_ttl: float | timedelta = 0.0,
         refresh_ahead: float | timedelta = 0.0,
         on: type[BaseException] | tuple[type[BaseException], ...] = Exception,
-        cache_if: Callable[[Any], bool] | None = None,
+        cache_if: Callable[..., bool] | None = None,
         listeners: Iterable[Listener] = (),
     ) -> None:
         super().__init__(name, listeners)
         self.ttl = checks.seconds("ttl", ttl, zero=True, infinite=True)
-        self.key = _plain("key", key)
+        self.key: Callable[..., Hashable] | None = _plain("key", key)
         self.max_entries = checks.count("max_entries", max_entries)
         self.stale_ttl = checks.seconds("stale_ttl", stale_ttl, zero=True, infinite=True)
         self.refresh_ahead = checks.seconds("refresh_ahead", refresh_ahead, zero=True)
         if self.refresh_ahead > self.ttl:
             raise ValueError(f"refresh_ahead must be at most ttl ({self.ttl:g} s), got {refresh_ahead!r}")
         self.on = checks.exceptions("on", on)
-        self.cache_if = _plain("cache_if", cache_if)
+        self.cache_if: Callable[..., bool] | None = _plain("cache_if", cache_if)
         self._fn: Callable[..., Any] | None = None
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()  # least recently asked for first
         self._flights: dict[object, dict[Hashable, Flight[Any]]] = {}  # by event loop; None for threads
@@ -226,7 +162,7 @@ class Cache(PolicyBase):
 
     def around_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Around:
         """The look-up of the call with these arguments."""
-        return _Lookup(self, self._key_of(args, kwargs))
+        return Lookup(self, self._key_of(args, kwargs))
 
     def _key_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
         key: Hashable
@@ -346,7 +282,7 @@ class Cache(PolicyBase):
             self._misses += 1
         return call()
 
-    def invalidate(self, *args: Any, **kwargs: Any) -> bool:
+    def invalidate(self, *args: object, **kwargs: object) -> bool:
         """Forget the value for these arguments; whether there was one. A run in flight is not remembered either."""
         key = self._key_of(args, kwargs)
         with self._lock:

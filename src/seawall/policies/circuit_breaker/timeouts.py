@@ -42,8 +42,8 @@ def growing(
 
     >>> from seawall import CircuitBreaker
     >>> payments = CircuitBreaker("payments", reset_timeout=growing(5, maximum=300))
-    >>> [growing(5, maximum=30, jitter=0)(opened) for opened in (1, 2, 3, 4)]
-    [5.0, 10.0, 20.0, 30.0]
+    >>> tuple(growing(5, maximum=30, jitter=0)(opened) for opened in (1, 2, 3, 4))
+    (5.0, 10.0, 20.0, 30.0)
     """
     shortest = checks.seconds("base", base)
     longest = checks.seconds("maximum", maximum)

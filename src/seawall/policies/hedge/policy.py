@@ -95,7 +95,7 @@ class Hedge(AroundPolicy):
         delay: float | timedelta | Quantile,
         attempts: int = 2,
         on: type[BaseException] | tuple[type[BaseException], ...] = Exception,
-        acceptable: Callable[[Any], bool] | None = None,
+        acceptable: Callable[..., bool] | None = None,
         budget: Budget | None = None,
         listeners: Iterable[Listener] = (),
     ) -> None:
@@ -169,25 +169,25 @@ class Hedge(AroundPolicy):
         elif any(attempt.number == 1 for attempt in race.running):
             self._adaptive.saw(gate.clock() - race.began, ended=False)
 
-    def accepts(self, result: object) -> bool:
+    def _accepts(self, result: object) -> bool:
         """Whether a result is good."""
         acceptable = self.acceptable
         return acceptable is None or ask(lambda: bool(acceptable(result)), otherwise=True)
 
-    def tell_started(self, race: Race[T], now: float, error: BaseException | None) -> None:
+    def _tell_started(self, race: Race[T], now: float, error: BaseException | None) -> None:
         """A call got one more attempt."""
         with self._lock:
             self._extras += 1
         self._tell(HedgeStarted, race.attempts, now - race.began, error)
 
-    def tell_lost(self, attempt: Attempt[T], exc: BaseException | None) -> None:
+    def _tell_lost(self, attempt: Attempt[T], exc: BaseException | None) -> None:
         """An attempt ended that nobody waited for any longer."""
         if attempt.race.over:
             with self._lock:
                 self._losing -= 1
         self._tell(HedgeLost, attempt.number, gate.clock() - attempt.began, exc)
 
-    def count_suppressed(self) -> None:
+    def _count_suppressed(self) -> None:
         """The budget did not allow an attempt."""
         with self._lock:
             self._suppressed += 1
@@ -235,7 +235,7 @@ def _seconds(delay: float | timedelta) -> float:
     return checks.seconds("delay", delay, zero=True, infinite=True)
 
 
-def _plain(acceptable: Any) -> Callable[[Any], bool]:
+def _plain(acceptable: Any) -> Callable[..., bool]:
     if not callable(acceptable) or inspect.iscoroutinefunction(acceptable):
         raise TypeError(f"acceptable must be a plain function of the result, got {acceptable!r}")
     return acceptable  # type: ignore[no-any-return]

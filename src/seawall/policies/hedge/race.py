@@ -113,7 +113,7 @@ class Race(Generic[T]):
             now = gate.clock()
             if self._may_start(now):
                 self._start(now)
-                self._hedge.tell_started(self, now, error)
+                self._hedge._tell_started(self, now, error)
             elif self.running:
                 self._closed = True
             else:
@@ -135,7 +135,7 @@ class Race(Generic[T]):
             return False
         if self.budget is None or self.budget.allow_extra(now):
             return True
-        self._hedge.count_suppressed()
+        self._hedge._count_suppressed()
         return False
 
     def _start(self, now: float) -> None:
@@ -152,9 +152,9 @@ class Race(Generic[T]):
             self.budget.extra_ended()
         if self.over or self.winner:
             if self.winner:
-                self._hedge.tell_lost(attempt, exc)
+                self._hedge._tell_lost(attempt, exc)
             return False
-        good = self._hedge.accepts(result) if exc is None else not isinstance(exc, self._hedge.on)
+        good = self._hedge._accepts(result) if exc is None else not isinstance(exc, self._hedge.on)
         if good:
             self.winner, self._changed = attempt.number, attempt.context
         else:

@@ -119,8 +119,8 @@ class QueueDelaySignal:
         full: seconds at which all would be.
 
     >>> late = QueueDelaySignal(lambda: 0.3, start=0.1, full=0.5)
-    >>> [round(late.sample(now), 2) for now in range(6)]
-    [0.0, 0.0, 0.0, 0.0, 0.5, 0.5]
+    >>> tuple(round(late.sample(now), 2) for now in range(6))
+    (0.0, 0.0, 0.0, 0.0, 0.5, 0.5)
     """
 
     def __init__(self, source: Callable[[], float] | None = None, *, start: float = 0.05, full: float = 0.5) -> None:
