@@ -239,7 +239,7 @@ def nopanic_fallback(function: Function) -> Function:
 def hyx_fallback(function: Function) -> Function:
     """Fallback of hyx."""
 
-    async def nothing() -> int:
+    async def nothing(error: Exception) -> int:
         return 0
 
     guarded: Function = hyx.fallback.api.fallback(nothing, on=ConnectionError)(function)

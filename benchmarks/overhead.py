@@ -1,17 +1,19 @@
 """What the guards cost a call that succeeds, in CPU time beyond the bare await, and what a refusal costs.
 
 five_guards     SLO, breaker, bulkhead, limiter and timeout around `async def f(): return 1`
-breaker ...     one guard alone
+full_stack      fallback and retry around them: eight policies
+breaker ...     one policy alone; a cache's hit, a hedge that needs no second attempt, chaos switched off
 reject          a call refused by an open breaker, the whole call with its `except`
 bulkhead_1000   1,000 tasks, 10 places, a call that yields twice: calls per second over asyncio.Semaphore's
 allocations     heap blocks a call in flight holds beyond those of the bare call
-*_bytes         memory of one instance
+*_bytes         memory of one instance; of one key of a keyed limiter
 
-With --peers also aiobreaker + asyncio.Semaphore + aiolimiter + tenacity + asyncio.timeout ("assembly"), five
-policies of nopanic and of hyx, and single breakers, each first proven to do the same job.
+With --peers also aiobreaker + asyncio.Semaphore + aiolimiter + tenacity + asyncio.timeout ("assembly"), the stacks
+of nopanic and of hyx, and single policies, each first proven to do the same job.
 """
 
 import asyncio
+import itertools
 import statistics
 import sys
 import time
@@ -21,7 +23,24 @@ from typing import Any
 
 from _harness import Call, arguments, compare, print_figures, write_results
 
-from seawall import SLO, Bulkhead, CircuitBreaker, CircuitOpenError, Pipeline, RateLimiter, Timeout
+from seawall import (
+    SLO,
+    AdaptiveBulkhead,
+    Bulkhead,
+    Cache,
+    Chaos,
+    CircuitBreaker,
+    CircuitOpenError,
+    Deadline,
+    Fallback,
+    Hedge,
+    KeyedRateLimiter,
+    LoadShedder,
+    Pipeline,
+    RateLimiter,
+    Retry,
+    Timeout,
+)
 
 Figures = dict[str, float]
 
@@ -52,7 +71,25 @@ def own_cases() -> dict[str, Call]:
         "bulkhead": Pipeline(Bulkhead("k", max_concurrent=8, max_queued=32, max_wait=0.2))(bare),
         "limiter": Pipeline(RateLimiter("r", rate=1e6, burst=1e6))(bare),
         "timeout": Pipeline(Timeout("t", 2.0))(bare),
+        "full_stack": Pipeline(fallback(), retry(), *five_guards().policies)(bare),
+        "deadline": Pipeline(Deadline("d", 2.0))(bare),
+        "retry": Pipeline(retry())(bare),
+        "fallback": Pipeline(fallback())(bare),
+        "hedge": Pipeline(Hedge("h", delay=1.0))(bare),
+        "cache": Pipeline(Cache("c", ttl=3600.0))(bare),
+        "adaptive_bulkhead": Pipeline(AdaptiveBulkhead("a"))(bare),
+        "load_shedder": Pipeline(LoadShedder("l"))(bare),
+        "chaos": Pipeline(Chaos("x", exception=ConnectionError))(bare),
+        "keyed_limiter": Pipeline(KeyedRateLimiter("kr", rate=1e6, burst=1e6, key=lambda: "tenant"))(bare),
     }
+
+
+def retry() -> Retry:
+    return Retry("r", on=ConnectionError, attempts=3)
+
+
+def fallback() -> Fallback:
+    return Fallback("f", value=0, on=ConnectionError)
 
 
 def peer_cases() -> dict[str, Call]:
@@ -171,7 +208,10 @@ def instance_bytes(make: Callable[[], object], count: int = 1000) -> float:
 
 def memory(*, peers: bool) -> Figures:
     names = [f"breaker {number}" for number in range(1001)]
+    numbers = itertools.count()
     figures = {"breaker_bytes": instance_bytes(map(breaker, names).__next__)}
+    tenants = KeyedRateLimiter("tenants", rate=10, burst=5, max_keys=2000, key=str)
+    figures["keyed_entry_bytes"] = instance_bytes(lambda: tenants[f"tenant {next(numbers)}"].enter(0.0), 1000)
     if peers:
         import _overhead_peers
 
@@ -193,6 +233,8 @@ async def measure(*, peers: bool) -> tuple[Figures, dict[str, Any]]:
     for peer in ("assembly", "nopanic", "hyx"):
         if peer in found.added:
             figures[f"five_guards_over_{peer}"] = figures["five_guards_ns"] / figures[f"{peer}_ns"]
+    if "nopanic_full" in found.added:
+        figures["full_stack_over_nopanic_full"] = figures["full_stack_ns"] / figures["nopanic_full_ns"]
     crowd = await contention()
     ratios = [ours / theirs for ours, theirs in zip(crowd["bulkhead"], crowd["semaphore"], strict=True)]
     figures["bulkhead_1000_over_semaphore"] = statistics.median(ratios)

@@ -58,7 +58,7 @@ class Judge(Protocol):
 class Around(Protocol):
     """Owns the call: may run it never, once or many times (retry, hedge, fallback, cache)."""
 
-    async def around(self, call: Callable[[], Awaitable[T]]) -> T:
+    def around(self, call: Callable[[], Awaitable[T]]) -> Awaitable[T]:
         """Run `call` as often as the policy wants and return the result to use."""
 
     def around_sync(self, call: Callable[[], T]) -> T:

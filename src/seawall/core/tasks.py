@@ -12,8 +12,6 @@ from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from seawall.core.timers import running_timers
-
 if TYPE_CHECKING:
     import trio
 
@@ -41,9 +39,9 @@ class Work(Protocol):
 
 def running_loop() -> object:
     """The event loop that runs here, as something to tell it from others by: asyncio's, or the token of trio's."""
-    timers = running_timers()
-    if timers is not None:
-        return timers.loop
+    loop = asyncio._get_running_loop()
+    if loop is not None:
+        return loop
     import trio
 
     return trio.lowlevel.current_trio_token()
@@ -61,9 +59,9 @@ def spawn(call: Callable[[], Awaitable[T]], ended: Ended[T], context: Context) -
     or no task could be made for it. It says whether somebody takes the exception; KeyboardInterrupt and SystemExit that
     nobody takes are raised, others are not. It must not raise itself.
     """
-    timers = running_timers()
-    if timers is not None:
-        return _AsyncioWork(timers.loop, call, ended, context)
+    loop = asyncio._get_running_loop()
+    if loop is not None:
+        return _AsyncioWork(loop, call, ended, context)
     return _TrioWork(call, ended, context)
 
 
