@@ -1424,3 +1424,32 @@ def test_on_trio_a_refresh_in_the_background_ends_with_the_run():
     run_trio(main)
     assert len(ended) == 2
     assert cache.snapshot().flights == 0
+
+
+def test_a_cache_in_a_pipeline_of_two_functions_is_refused_for_the_second():
+    guard = Pipeline(Cache("c", ttl=60), CircuitBreaker("b"))
+
+    @guard
+    def price(item):
+        return f"price of {item}"
+
+    with pytest.raises(TypeError, match=r"equal arguments of .* would get them"):
+
+        @guard
+        def weight(item):
+            return f"weight of {item}"
+
+    assert price("salt") == "price of salt"
+
+
+async def _value(item):
+    return item
+
+
+def test_a_cache_that_a_pipeline_calls_with_serves_one_function_as_well():
+    guard = Pipeline(Cache("c", ttl=60))
+
+    async def main():
+        return await guard.call(_value, 1), await guard.call(_value, 1)
+
+    assert run(main()) == (1, 1)

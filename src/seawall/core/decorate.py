@@ -62,6 +62,9 @@ def decorate(fn: Callable[P, T], policies: tuple[Policy, ...], name: str | None 
     kind = kind_of(target)
     for policy in policies:
         _refuse_misfit(policy, kind, target)
+        claim = getattr(policy, "claim", None)
+        if claim is not None:  # it serves one function only, and says so if that is another
+            claim(target)
     wrapper = _compose(target, row, kind, name or label(target))
     # A callable object's own attributes are none of the wrapper's business.
     updated = functools.WRAPPER_UPDATES if inspect.isroutine(target) else ()

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from seawall.core import checks, events, gate
 from seawall.core.events import Event, Listener, ask
@@ -17,7 +17,6 @@ from seawall.core.tasks import is_closed
 from seawall.policies.cache.flight import Flight
 from seawall.policies.cache.lookup import Lookup
 
-P = ParamSpec("P")
 T = TypeVar("T")
 _KEYWORDS = object()  # between positional and keyword arguments in a key
 
@@ -137,13 +136,6 @@ class Cache(PolicyBase):
         self._refreshes = 0
         self._evictions = 0
         self._register()
-
-    def __call__(self, fn: Callable[P, T]) -> Callable[P, T]:
-        """`fn` behind this cache."""
-        guarded = super().__call__(fn)
-        wrapper: Any = getattr(guarded, "__func__", guarded)  # of a static or class method
-        self.claim(wrapper.__seawall__.fn)
-        return guarded
 
     def claim(self, fn: Callable[..., Any]) -> None:
         """Hold the results of `fn`, and of no other function.
