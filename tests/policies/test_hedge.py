@@ -157,7 +157,7 @@ def test_without_delay_all_attempts_start_at_once():
     assert attempts.began == [0.0, 0.0, 0.0]
 
 
-def test_the_first_completion_is_a_failure_and_the_call_waits_for_an_acceptable_one():  # S6
+def test_s6_the_first_completion_is_a_failure_and_the_call_waits_for_an_acceptable_one():
     attempts = Attempts((5.0, "first"), (0.5, ConnectionError()))
 
     async def main():
@@ -284,7 +284,7 @@ def test_it_agrees_with_a_plain_simulation(script, delay, count):
 # Losers
 
 
-def test_a_loser_that_resists_its_cancellation_delays_nobody():  # B32
+def test_b32_a_loser_that_resists_its_cancellation_delays_nobody():
     ends, heard = [], []
     hedge = Hedge("h", delay=1.0, listeners=[heard.append])
     first = True

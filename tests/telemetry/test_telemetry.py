@@ -107,7 +107,7 @@ def test_streams_generators_and_plain_functions_are_spans_too_refused_or_not(spa
     assert kinds == ["ok", "ok", "ConnectionError", "CircuitOpenError", "CircuitOpenError", "CircuitOpenError"]
 
 
-def test_a_stream_closed_in_another_task_logs_no_context_error(spans, caplog):
+def test_b27_a_stream_closed_in_another_task_leaks_no_span_and_logs_no_context_error(spans, caplog):
     @CircuitBreaker("exported")
     async def stream():
         yield 1
