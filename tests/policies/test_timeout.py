@@ -73,7 +73,7 @@ def test_many_calls_share_one_timer_of_the_loop():
         await asyncio.gather(*tasks)
         await asyncio.sleep(10)
         assert not loop._scheduled
-        assert not running_timers()._queues
+        assert not running_timers()._queues()
 
     run(main())
 

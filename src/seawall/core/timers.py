@@ -40,48 +40,64 @@ class Expiring(Protocol):
 Queue = dict[Expiring, float]  # when each is due, in the loop's time
 
 
+class _Queues(dict[float, Queue]):
+    """By delay. Held by the loop's timer that serves them alone: a loop that is closed lets go of the calls in them."""
+
+    __slots__ = ("__weakref__",)
+
+
+def _no_queues() -> _Queues | None:
+    return None
+
+
 class Timers:
     """The deadline queues of one asyncio event loop; used from that loop's thread only."""
 
-    __slots__ = ("__weakref__", "_many", "_queues", "_when", "base", "loop", "time")
+    __slots__ = ("_many", "_queues", "_when", "base", "loop", "time")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.base: Any = loop if isinstance(loop, asyncio.BaseEventLoop) else _Unknown  # has the thread it runs in
         plain = getattr(type(loop), "time", None) is asyncio.BaseEventLoop.time
         self.time = time.monotonic if plain else loop.time  # the same, without a Python call
-        self._queues: dict[float, Queue] = {}
+        self._queues: Callable[[], _Queues | None] = _no_queues  # a weak reference, while a timer is set
         self._many = _MANY
         self._when = float("inf")
 
     def add(self, one: Expiring, after: float, now: float) -> Queue:
         """Expire `one` in `after` seconds from `now` unless it is deleted from the returned queue before."""
         when = now + after
-        queue = self._queues.get(after)
+        queues = self._queues()
+        if queues is None:
+            queues = _Queues()
+            self._queues = weakref.ref(queues)
+            self._when = float("inf")
+        queue = queues.get(after)
         if queue is None:
-            queue = self._new_queue(after)
+            queue = self._new_queue(queues, after)
         queue[one] = when
         if when < self._when:
-            self._arm(when)
+            self._arm(when, queues)
         return queue
 
-    def _new_queue(self, after: float) -> Queue:
-        if len(self._queues) >= self._many:
-            self._queues = {delay: queue for delay, queue in self._queues.items() if queue}
-            self._many = max(_MANY, 2 * len(self._queues))
-        queue = self._queues[after] = {}
+    def _new_queue(self, queues: _Queues, after: float) -> Queue:
+        if len(queues) >= self._many:
+            for delay in [delay for delay, queue in queues.items() if not queue]:
+                del queues[delay]
+            self._many = max(_MANY, 2 * len(queues))
+        queue = queues[after] = {}
         return queue
 
-    def _arm(self, when: float) -> None:
+    def _arm(self, when: float, queues: _Queues) -> None:
         self._when = when
-        self.loop.call_at(when, self._ring, when)
+        self.loop.call_at(when, self._ring, when, queues)
 
-    def _ring(self, when: float) -> None:
+    def _ring(self, when: float, queues: _Queues) -> None:
         if when != self._when:
             return  # set before an earlier one came, which has seen to it
         self._when = float("inf")
         now = self.time() + _EARLY
-        for after, queue in list(self._queues.items()):
+        for after, queue in list(queues.items()):
             due = []  # found first, deleted later: a dict that keeps losing its head is slow to find the next
             for one, due_at in queue.items():
                 if due_at > now:
@@ -90,11 +106,11 @@ class Timers:
             for one in due:
                 del queue[one]
                 one.expire()
-            if not queue and self._queues.get(after) is queue:
-                del self._queues[after]
-        heads = [next(iter(queue.values())) for queue in self._queues.values() if queue]
+            if not queue:
+                del queues[after]
+        heads = [next(iter(queue.values())) for queue in queues.values() if queue]
         if heads:
-            self._arm(min(heads))
+            self._arm(min(heads), queues)
 
 
 class _Unknown:
@@ -102,27 +118,22 @@ class _Unknown:
 
 
 class _PerThread(threading.local):
-    timers: Callable[[], Timers | None] = staticmethod(lambda: None)
+    timers: Timers | None = None
 
 
 _local = _PerThread()
 
 
 def running_timers() -> Timers | None:
-    """The timers of the loop that runs in this thread; None where no asyncio loop does.
-
-    The thread holds them weakly: while they are armed the loop does, and lets go of them, and of the calls they are
-    for, when it is closed.
-    """
-    timers = _local.timers()
+    """The timers of the loop that runs in this thread; None where no asyncio loop does."""
+    timers = _local.timers
     if timers is not None and timers.base._thread_id == get_ident():
         return timers
     loop = _get_running_loop()  # on 3.11 a system call
     if loop is None:
         return None
     if timers is None or timers.loop is not loop:
-        timers = Timers(loop)
-        _local.timers = weakref.ref(timers)
+        timers = _local.timers = Timers(loop)
     return timers
 
 
@@ -131,7 +142,7 @@ def arm(expiry: Expiry, now: float, clock: Callable[[], float]) -> bool:
 
     `now` is the gate's time by `clock`, which nearly always is the loop's own.
     """
-    timers = _local.timers()
+    timers = _local.timers
     if timers is None or timers.base._thread_id != get_ident():
         timers = running_timers()
         if timers is None:
