@@ -80,12 +80,13 @@ class Pipelines(Mapping[str, Pipeline]):
     Raises:
         ConfigurationError: something is unknown, missing or out of range; says where. Nothing is half-built.
 
-    >>> pipelines = Pipelines({"pipelines": {"pay": {"policies": [
-    ...     {"type": "breaker", "failure_rate": 0.3, "on": "ConnectionError"},
-    ...     {"type": "timeout", "after": 2.0},
-    ... ]}}})
-    >>> pipelines["pay"].policies
-    (<CircuitBreaker 'pay'>, <Timeout 'pay'>)
+    Examples:
+        >>> pipelines = Pipelines({"pipelines": {"pay": {"policies": [
+        ...     {"type": "breaker", "failure_rate": 0.3, "on": "ConnectionError"},
+        ...     {"type": "timeout", "after": 2.0},
+        ... ]}}})
+        >>> pipelines["pay"].policies
+        (<CircuitBreaker 'pay'>, <Timeout 'pay'>)
     """
 
     def __init__(self, configuration: Mapping[str, object], names: Mapping[str, object] | None = None) -> None:

@@ -80,8 +80,9 @@ def breaker(
 def breaker(fn: object = None, /, **settings: object) -> object:
     """Guard a function with a `CircuitBreaker` of its own: `@breaker`, `@breaker(...)` or `@breaker("name", ...)`.
 
-    >>> @breaker(failure_rate=0.5, minimum_calls=20, reset_timeout=30)
-    ... async def pay(amount: int) -> str: ...
+    Examples:
+        >>> @breaker(failure_rate=0.5, minimum_calls=20, reset_timeout=30)
+        ... async def pay(amount: int) -> str: ...
     """
     from seawall.policies.circuit_breaker import CircuitBreaker
 
@@ -100,8 +101,9 @@ def bulkhead(
 ) -> Decorator:
     """Guard a function with a `Bulkhead` of its own.
 
-    >>> @bulkhead(max_concurrent=8, max_queued=32, max_wait=0.2)
-    ... async def pay(amount: int) -> str: ...
+    Examples:
+        >>> @bulkhead(max_concurrent=8, max_queued=32, max_wait=0.2)
+        ... async def pay(amount: int) -> str: ...
     """
     from seawall.policies.bulkhead import Bulkhead
 
@@ -124,9 +126,10 @@ def keyed(
 ) -> Decorator:
     """Guard a function with a guard per key (see `Keyed`), or with an `around` per key (see `KeyedAround`).
 
-    >>> from seawall import CircuitBreaker
-    >>> @keyed(CircuitBreaker, key=lambda host, path: host)
-    ... async def fetch(host: str, path: str) -> str: ...
+    Examples:
+        >>> from seawall import CircuitBreaker
+        >>> @keyed(CircuitBreaker, key=lambda host, path: host)
+        ... async def fetch(host: str, path: str) -> str: ...
     """
     from seawall.policies.keyed import Keyed, KeyedAround
 
@@ -155,8 +158,9 @@ def adaptive_bulkhead(
 def adaptive_bulkhead(fn: object = None, /, **settings: object) -> object:
     """Guard a function with an `AdaptiveBulkhead` of its own: bare, or with settings, and a name in front if you like.
 
-    >>> @adaptive_bulkhead(initial_limit=10, max_wait=0.2)
-    ... async def pay(amount: int) -> str: ...
+    Examples:
+        >>> @adaptive_bulkhead(initial_limit=10, max_wait=0.2)
+        ... async def pay(amount: int) -> str: ...
     """
     from seawall.policies.adaptive_bulkhead import AdaptiveBulkhead
 
@@ -184,8 +188,9 @@ def load_shedder(
 def load_shedder(fn: object = None, /, **settings: object) -> object:
     """Guard a function with a `LoadShedder` of its own: bare, or with settings, and a name in front if you like.
 
-    >>> @load_shedder(failure_rate=0.2)
-    ... async def pay(amount: int) -> str: ...
+    Examples:
+        >>> @load_shedder(failure_rate=0.2)
+        ... async def pay(amount: int) -> str: ...
     """
     from seawall.policies.load_shedder import LoadShedder
 
@@ -207,8 +212,9 @@ def chaos(
 ) -> Decorator:
     """Disturb a function with a `Chaos` of its own.
 
-    >>> @chaos(rate=0.1, exception=ConnectionError, enabled=True)
-    ... async def pay(amount: int) -> str: ...
+    Examples:
+        >>> @chaos(rate=0.1, exception=ConnectionError, enabled=True)
+        ... async def pay(amount: int) -> str: ...
     """
     from seawall.policies.chaos import Chaos
 
@@ -240,8 +246,9 @@ def rate_limiter(
 ) -> Decorator:
     """Guard a function with a `RateLimiter` of its own.
 
-    >>> @rate_limiter(rate=100, burst=20)
-    ... async def pay(amount: int) -> str: ...
+    Examples:
+        >>> @rate_limiter(rate=100, burst=20)
+        ... async def pay(amount: int) -> str: ...
     """
     from seawall.policies.rate_limiter import RateLimiter
 
@@ -263,8 +270,9 @@ def rate_limiter(
 def deadline(after: float | timedelta, *, name: str | None = None) -> Decorator:
     """Guard a function with a `Deadline` of its own.
 
-    >>> @deadline(5.0)
-    ... async def page(number: int) -> str: ...
+    Examples:
+        >>> @deadline(5.0)
+        ... async def page(number: int) -> str: ...
     """
     from seawall.policies.deadline import Deadline
 
@@ -289,8 +297,9 @@ def retry(
 ) -> Decorator:
     """Guard a function with a `Retry` of its own.
 
-    >>> @retry(on=ConnectionError, attempts=3, timeout=10.0)
-    ... async def fetch(url: str) -> bytes: ...
+    Examples:
+        >>> @retry(on=ConnectionError, attempts=3, timeout=10.0)
+        ... async def fetch(url: str) -> bytes: ...
     """
     from seawall.policies.retry import Retry
 
@@ -324,8 +333,9 @@ def fallback(
 ) -> Decorator:
     """Guard a function with a `Fallback` of its own.
 
-    >>> @fallback(value=[], on=ConnectionError)
-    ... async def recommended(user: int) -> list[int]: ...
+    Examples:
+        >>> @fallback(value=[], on=ConnectionError)
+        ... async def recommended(user: int) -> list[int]: ...
     """
     from seawall.policies.fallback import Fallback
 
@@ -343,8 +353,9 @@ def hedge(
 ) -> Decorator:
     """Guard a function with a `Hedge` of its own.
 
-    >>> @hedge(delay=0.1)
-    ... async def search(words: str) -> list[str]: ...
+    Examples:
+        >>> @hedge(delay=0.1)
+        ... async def search(words: str) -> list[str]: ...
     """
     from seawall.policies.hedge import Hedge
 
@@ -366,8 +377,9 @@ def cache(
 ) -> Decorator:
     """Guard a function with a `Cache` of its own.
 
-    >>> @cache(ttl=60, stale_ttl=3600)
-    ... async def price(item: str) -> float: ...
+    Examples:
+        >>> @cache(ttl=60, stale_ttl=3600)
+        ... async def price(item: str) -> float: ...
     """
     from seawall.policies.cache import Cache
 
@@ -389,8 +401,9 @@ def cache(
 def single_flight(name: str | None = None, *, key: Callable[..., Hashable] | None = None) -> Decorator:
     """Let concurrent calls of a function with the same arguments share one run: a `Cache` that remembers nothing.
 
-    >>> @single_flight()
-    ... async def price(item: str) -> float: ...
+    Examples:
+        >>> @single_flight()
+        ... async def price(item: str) -> float: ...
     """
     from seawall.policies.cache import Cache
 
@@ -400,8 +413,9 @@ def single_flight(name: str | None = None, *, key: Callable[..., Hashable] | Non
 def timeout(after: float | timedelta, *, name: str | None = None) -> Decorator:
     """Guard a function with a `Timeout` of its own.
 
-    >>> @timeout(2.0)
-    ... async def pay(amount: int) -> str: ...
+    Examples:
+        >>> @timeout(2.0)
+        ... async def pay(amount: int) -> str: ...
     """
     from seawall.policies.timeout import Timeout
 
@@ -419,8 +433,9 @@ def slo(
 ) -> Decorator:
     """Track a function with an `SLO` of its own.
 
-    >>> @slo("answers", target=0.999, latency=0.5)
-    ... async def answer(prompt: str) -> str: ...
+    Examples:
+        >>> @slo("answers", target=0.999, latency=0.5)
+        ... async def answer(prompt: str) -> str: ...
     """
     from seawall.slo.objective import SLO
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 from seawall.core.errors import CallTimeoutError
@@ -23,7 +24,7 @@ def http_client(
     *,
     on: type[BaseException] | tuple[type[BaseException], ...] = (ConnectionError, TimeoutError),
     attempts: int = 3,
-    timeout: float = 5.0,
+    timeout: float | None = 5.0,
     deadline: float = 15.0,
     max_concurrent: int = 32,
     max_queued: int = 64,
@@ -33,20 +34,22 @@ def http_client(
 
     Responses that say "not now" (429, 502, 503, 504) are retried too, and any 5xx counts against the breaker, whether
     the client returns or raises them; a `Retry-After` is believed. It reads `status_code` or `status` and `headers`, so
-    httpx, requests and aiohttp need no adapter. Give it only calls that are safe to repeat, or `attempts=1`.
+    httpx, requests and aiohttp need no adapter. Give it only calls that are safe to repeat, or `attempts=1`. A plain
+    function can't be cancelled: guard it with `timeout=None`, and let its client time out.
 
     Args:
         name: of the pipeline and its policies.
         on: what the client raises for a passing fault, such as `httpx.TransportError`.
         attempts: how often a call is made at most.
-        timeout: seconds of one attempt.
+        timeout: seconds of one attempt; None leaves that to the client.
         deadline: seconds of all attempts, pauses and waits together.
         max_concurrent: attempts in flight at once.
         max_queued: attempts that may wait for a place.
         budget: to share with other callers of the same service; one of its own unless told.
 
-    >>> print(*(type(policy).__name__ for policy in http_client("bank").policies))
-    Deadline Retry Bulkhead CircuitBreaker Timeout
+    Examples:
+        >>> print(*(type(policy).__name__ for policy in http_client("bank").policies))
+        Deadline Retry Bulkhead CircuitBreaker Timeout
     """
     classes = on if isinstance(on, tuple) else (on,)
     return Pipeline(
@@ -59,13 +62,13 @@ def http_client(
             retry_after=retry_after_of,
             budget=RetryBudget(name) if budget is None else budget,
         ),
-        Bulkhead(name, max_concurrent=max_concurrent, max_queued=max_queued, max_wait=timeout),
+        Bulkhead(name, max_concurrent=max_concurrent, max_queued=max_queued, max_wait=timeout or deadline),
         CircuitBreaker(
             name,
             on=lambda error: isinstance(error, (*classes, CallTimeoutError)) or (status_of(error) or 0) >= 500,
             on_result=lambda response: (status_of(response) or 0) >= 500,
         ),
-        Timeout(name, timeout),
+        *(() if timeout is None else (Timeout(name, timeout),)),
         name=name,
     )
 
@@ -94,8 +97,9 @@ def model(
         timeout: seconds of one answer, or of one piece of a stream.
         ignore: what says nothing about the model, such as a prompt that is too long.
 
-    >>> print(*(type(policy).__name__ for policy in model("smollm2").policies))
-    SLO Bulkhead CircuitBreaker Timeout
+    Examples:
+        >>> print(*(type(policy).__name__ for policy in model("smollm2").policies))
+        SLO Bulkhead CircuitBreaker Timeout
     """
     return Pipeline(
         SLO(name, target=target, ignore=ignore),
@@ -109,9 +113,10 @@ def model(
 def status_of(outcome: object) -> int | None:
     """The HTTP status of a response, or of the response that an error carries; None where there is none.
 
-    >>> from types import SimpleNamespace
-    >>> status_of(SimpleNamespace(status_code=503)), status_of(OSError())
-    (503, None)
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> status_of(SimpleNamespace(status_code=503)), status_of(OSError())
+        (503, None)
     """
     for holder in (outcome, getattr(outcome, "response", None)):
         for attribute in ("status_code", "status"):
@@ -124,9 +129,10 @@ def status_of(outcome: object) -> int | None:
 def retry_after_of(outcome: object) -> float | None:
     """The seconds that a response's `Retry-After` names, as a number or a date; None without a readable one.
 
-    >>> from types import SimpleNamespace
-    >>> retry_after_of(SimpleNamespace(headers={"Retry-After": "7"}))
-    7.0
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> retry_after_of(SimpleNamespace(headers={"Retry-After": "7"}))
+        7.0
     """
     for holder in (outcome, getattr(outcome, "response", None)):
         headers = getattr(holder, "headers", None)
@@ -138,9 +144,12 @@ def retry_after_of(outcome: object) -> float | None:
 
 
 def _seconds(value: str) -> float | None:
-    if value.isascii() and value.isdigit() and len(value) < 10:  # delta-seconds of RFC 9110, 10.2.3
+    if value.isascii() and value.isdigit():  # delta-seconds of RFC 9110, 10.2.3
         return float(value)
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())  # the date is the wall clock's
+        date = parsedate_to_datetime(value)
+        if date.tzinfo is None:  # "-0000", or no zone at all, as in asctime's: HTTP knows only UTC
+            date = date.replace(tzinfo=UTC)
+        return max(0.0, date.timestamp() - time.time())  # the date is the wall clock's
     except (ValueError, TypeError, OverflowError):
         return None

@@ -15,10 +15,13 @@ from seawall import (
     BulkheadFullError,
     CallTimeoutError,
     CircuitBreaker,
+    LoadShedder,
     Pipeline,
     Priority,
+    QueueDelaySignal,
     RateLimiter,
     Rejected,
+    StateChanged,
     Timeout,
     listen,
     live,
@@ -225,6 +228,29 @@ def test_a_forked_child_has_the_lock_and_the_events_to_itself():
     go_on.set()
     other.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_forked_child_keeps_the_errands_of_its_policies_and_no_event_of_the_parents():
+    shedder = LoadShedder("front", signals=[QueueDelaySignal(lambda: 0.0)])
+    heard = []
+    breaker = CircuitBreaker("b", listeners=[heard.append])
+    with gate.lock:
+        shedder.enter(0.0)  # which queues its errand
+        breaker._emit(StateChanged, 0.0, breaker.state, breaker.state)
+        child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with use_clock(lambda: 1.0):
+                shedder(lambda: None)()
+            code = 0 if not heard and not shedder._sampling else 2
+        finally:
+            os._exit(code)
+    shedder(lambda: None)()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(heard) == 1
 
 
 def test_a_plain_block_that_can_not_hold_a_timeout_enters_nothing():

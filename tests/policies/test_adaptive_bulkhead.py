@@ -254,6 +254,27 @@ def test_a_call_may_cost_several_places():
     assert guard._estimator.told == [(0.0, 0.0, 3, False)]
 
 
+def test_a_cost_is_bounded_by_max_limit_and_above_the_limit_of_the_moment_a_call_runs_alone():
+    guard = AdaptiveBulkhead("a", algorithm=Fixed, initial_limit=2, max_limit=8)
+    ask = guard.costing(lambda places: places)(lambda places: guard.snapshot().active)
+    with use_clock(lambda: 0.0):
+        assert [ask(1), ask(2), ask(8)] == [1, 2, 8]
+    with pytest.raises(ValueError, match=r"'a' never has more than max_limit=8 places.* got a cost of 9"):
+        ask(9)
+
+
+def test_an_algorithm_that_raises_is_heard_by_its_call_and_keeps_nobody_waiting():
+    class Broken(Fixed):
+        def observe(self, now, latency, inflight, dropped):
+            raise ZeroDivisionError("a bug")
+
+    guard = bulkhead(1, algorithm=Broken)
+    (token,), (first, second) = fill(guard, waiting=2)
+    with pytest.raises(ZeroDivisionError):
+        guard.exit(token, 1.0, None)
+    assert (first.granted, second.granted, guard.snapshot().active) == (True, False, 1)
+
+
 # Around calls
 
 

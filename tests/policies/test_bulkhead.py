@@ -194,6 +194,7 @@ def test_counters_and_gauges_tell_what_a_snapshot_tells():
     ("kwargs", "error", "rule"),
     [
         ({"max_concurrent": 0}, ValueError, "max_concurrent must be 1 or more, got 0"),
+        ({"max_concurrent": 10**400}, ValueError, "max_concurrent must be 1000000000000 or less, got 1000"),
         ({"max_concurrent": 2.0}, TypeError, "max_concurrent must be a whole number, got 2.0"),
         ({"max_concurrent": 1, "max_queued": -1}, ValueError, "max_queued must be 0 or more, got -1"),
         ({"max_concurrent": 1, "max_wait": -1}, ValueError, "max_wait must be 0 or more, got -1 s"),

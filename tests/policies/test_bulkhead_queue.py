@@ -449,6 +449,22 @@ def test_a_live_change_is_all_or_nothing_and_keeps_the_object_its_counters_and_i
     assert guard.snapshot().finished == 1
 
 
+def test_a_change_of_aging_holds_for_those_who_wait_already():
+    guard, token = full(aging=1.0)
+    critical = queue_up(guard, 0.0, level=Priority.CRITICAL)
+    with use_clock(lambda: 1.0):
+        guard.update(aging=math.inf)
+    low = queue_up(guard, 2.0, level=Priority.LOW)
+    assert served(guard, [low, critical], token, 3.0) == [1, 0]
+
+    guard, token = full(aging=math.inf)
+    high = queue_up(guard, 0.0, level=Priority.HIGH)
+    with use_clock(lambda: 1.0):
+        guard.update(aging=1.0)
+    critical = queue_up(guard, 2.0, level=Priority.CRITICAL)
+    assert served(guard, [critical, high], token, 3.0) == [1, 0]
+
+
 # Many tasks
 
 

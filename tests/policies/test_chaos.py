@@ -158,6 +158,16 @@ def test_latency_may_be_drawn_anew_for_each_call():
     assert run(main()) == (1.0, 5.0)
 
 
+def test_drawn_latency_may_be_a_timedelta_like_a_fixed_one():
+    async def call():
+        return now()
+
+    guard = always(latency=lambda: timedelta(seconds=2))
+    assert run(guard(call)()) == 2.0
+    guard.update(latency=lambda: timedelta.max)
+    assert run(guard(call)()) == 86400.0
+
+
 @pytest.mark.parametrize("drawn", [-1.0, math.nan, 0, "soon"])
 def test_what_is_no_time_to_wait_is_none(drawn, caplog):
     guard = always(latency=lambda: drawn)

@@ -110,6 +110,31 @@ def test_if_every_step_fails_the_call_keeps_its_own_error_with_a_note(end):
     assert policy.counters() == {"succeeded": 0, "replaced": 0, "failed": 2}
 
 
+def test_a_note_says_why_a_step_failed_even_if_its_own_error_has_notes():
+    def noted(replaced):
+        error = KeyError("step")
+        error.add_note("a hint")
+        raise error
+
+    error = OSError("mine")
+    assert outcome_sync(Fallback("f", noted), error) is error
+    assert error.__notes__[0].endswith("noted failed too: KeyError: 'step'")
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+def test_a_step_whose_error_can_not_be_shown_has_failed_like_any_other():
+    def mute(replaced):
+        raise Mute
+
+    error = OSError("mine")
+    assert outcome_sync(Fallback("f", mute), error) is error
+    assert "Mute: <exception str() failed>" in error.__notes__[0]
+
+
 @both
 def test_if_every_step_fails_a_call_keeps_its_own_result(end):
     assert end(Fallback("f", broken, on_result=lambda result: True), "poor") == "poor"
@@ -284,6 +309,21 @@ def test_settings_change_while_it_is_used():
     with pytest.raises(TypeError, match="nothing to fall back to"):
         policy.update(steps=())
     assert policy.counters() == {"succeeded": 0, "replaced": 2, "failed": 1}
+
+
+def test_how_often_each_step_answered_outlives_an_update():
+    policy = Fallback("f", (broken, told), value="other")
+    guarded = policy(Script(then=OSError(1)))
+    guarded()
+    policy.update(on=OSError)
+    guarded()
+    assert policy.snapshot().used == (0, 2, 0)
+    policy.update(steps=(broken, nothing_told))
+    assert policy.snapshot().used == (0, 0, 0)
+
+
+def nothing_told(replaced):
+    raise KeyError
 
 
 # streams

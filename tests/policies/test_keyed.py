@@ -9,12 +9,14 @@ import weakref
 import pytest
 
 from seawall import (
+    SLO,
     Bulkhead,
     BulkheadFullError,
     CircuitBreaker,
     CircuitOpenError,
     Keyed,
     KeyedAround,
+    LoadShedder,
     Pipeline,
     RateLimitedError,
     RateLimiter,
@@ -248,6 +250,39 @@ def test_idle_policies_are_dropped_unless_they_have_something_to_remember():
         now = 90.0
         fetch("c")
         assert set(hosts) == {"bad", "c"}
+
+
+def test_a_view_that_a_finaliser_drops_while_room_is_made_breaks_nothing():
+    views = []
+
+    class Watched(Bulkhead):
+        def at_rest(self, now):
+            views.clear()  # as the garbage collector may, at any allocation
+            return True
+
+    tenants = Keyed("t", lambda key: Watched(str(key), max_concurrent=1), key=first, max_keys=2)
+    call = tenants(lambda key: key)
+    for key in range(8):
+        assert call(key) == key
+        views.append(tenants[key])
+    views.clear()
+    assert list(tenants) == [6, 7]
+    assert tenants.counters()["finished"] == 8
+
+
+def test_an_objective_and_a_shedder_remember_what_went_wrong():
+    for make in (lambda key: SLO(str(key), target=0.9), lambda key: LoadShedder(str(key), window=60)):
+        tenants = Keyed("t", make, key=first, max_keys=2, idle=3600)
+        call = tenants(lambda key: 1 / 0 if key == "bad" else key)
+        with use_clock(lambda: 0.0):
+            fail(call, "bad")
+            for key in range(5):
+                call(key)
+            assert list(tenants) == ["bad", 4]
+        with use_clock(lambda: 31 * 86400.0):
+            for key in range(5):
+                call(key)
+            assert list(tenants) == [3, 4]
 
 
 def test_a_limiter_says_itself_when_it_is_at_rest():

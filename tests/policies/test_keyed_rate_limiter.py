@@ -126,6 +126,21 @@ def test_an_unhashable_key_gives_a_clear_error_and_a_key_function_that_raises_it
     assert tenants.snapshot().admitted == 0
 
 
+def test_b25_with_a_line_each_every_key_is_told_its_own_time():
+    tenants = KeyedRateLimiter("t", key=first, rate=1, burst=1, max_wait=2.0)
+    for key, waiting in (("slow", 1), ("slower", 2)):
+        tenants[key].enter(0.0)
+        for _ in range(waiting):
+            with pytest.raises(Wait):
+                tenants[key].enter(0.0)
+    with pytest.raises(RateLimitedError) as refused:
+        tenants["slower"].enter(0.5)
+    assert (refused.value.key, refused.value.retry_after) == ("slower", 2.5)
+    with pytest.raises(Wait) as waits:
+        tenants["slow"].enter(0.5)
+    assert waits.value.until == 2.0
+
+
 def test_key_functions_run_without_the_lock():
     free = []
 

@@ -218,6 +218,18 @@ def test_refunds_let_nobody_start_who_could_not_have_without_the_reservation(ste
                 assert used <= 3 + kept[last][0] - kept[first][0] + 1e-5
 
 
+def test_a_refund_comes_back_once_though_a_shorter_period_began_a_group_at_the_same_moment():
+    guard, now = RateLimiter("r", rate=10, per=320.0, algorithm="sliding_window"), 0.0
+    with use_clock(lambda: now):
+        guard.enter(0.0)
+        now = 9.0
+        reservation = guard.reserve(4)
+        guard.update(per=32.0)
+        guard.enter(9.0)
+        reservation.refund()
+        assert guard.snapshot().available == 8
+
+
 def test_a_refund_moves_those_who_wait_up():
     guard = RateLimiter("r", rate=1, burst=5, max_wait=60)
     starts = []

@@ -181,6 +181,13 @@ def test_a_drain_never_lets_anything_start_sooner():
                 guard.drain(-1)
 
 
+def test_what_is_drained_by_hand_is_not_cut_to_what_a_header_may_ask_for():
+    guard = RateLimiter("r", rate=10, max_block=60.0)
+    with use_clock(lambda: 0.0):
+        guard.drain(3600.0)
+    assert retry_after(guard, 0.0) == pytest.approx(3600.0)
+
+
 def test_a_refund_does_not_undo_a_drain():
     guard = RateLimiter("r", rate=10)
     with use_clock(lambda: 0.0):

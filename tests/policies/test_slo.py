@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seawall import SLO, BudgetExhausted, Bulkhead, BulkheadFullError, CircuitOpenError, use_clock
+from seawall import SLO, BudgetExhausted, Bulkhead, BulkheadFullError, CircuitOpenError, RateLimitedError, use_clock
 from seawall.testing import run
 
 
@@ -37,6 +37,13 @@ def test_a_refused_call_is_bad_even_where_other_errors_are_not():
     for error in (CircuitOpenError("b"), PermissionError(), FileNotFoundError(), ValueError()):
         call(guard, 1.0, error)
     assert guard.counters() == {"good": 0, "bad": 2, "neither": 2}
+
+
+def test_a_refusal_that_is_the_callers_own_fault_may_be_ignored():
+    guard = SLO("s", target=0.9, ignore=RateLimitedError)
+    for error in (RateLimitedError("r"), CircuitOpenError("b")):
+        call(guard, 1.0, error)
+    assert guard.counters() == {"good": 0, "bad": 1, "neither": 1}
 
 
 def test_it_sees_refusals_and_waits_of_the_policies_further_in():

@@ -44,19 +44,20 @@ class BridgedBreaker(AroundPolicy):
     Raises:
         CircuitBreakerError: from a guarded call, while open.
 
-    >>> class Log(aiobreaker.CircuitBreakerListener):
-    ...     def state_change(self, breaker, old, new):
-    ...         print(f"{breaker.name}: {old.state.name} -> {new.state.name}")
-    >>> bank = BridgedBreaker(CircuitBreaker("bank", consecutive_failures=1), listeners=[Log()])
-    >>> @bank
-    ... def pay():
-    ...     raise ConnectionError("no route")
-    >>> try: pay()
-    ... except ConnectionError: pass
-    bank: CLOSED -> OPEN
-    >>> try: pay()
-    ... except aiobreaker.CircuitBreakerError as error: print(round(error.time_remaining.total_seconds()))
-    30
+    Examples:
+        >>> class Log(aiobreaker.CircuitBreakerListener):
+        ...     def state_change(self, breaker, old, new):
+        ...         print(f"{breaker.name}: {old.state.name} -> {new.state.name}")
+        >>> bank = BridgedBreaker(CircuitBreaker("bank", consecutive_failures=1), listeners=[Log()])
+        >>> @bank
+        ... def pay():
+        ...     raise ConnectionError("no route")
+        >>> try: pay()
+        ... except ConnectionError: pass
+        bank: CLOSED -> OPEN
+        >>> try: pay()
+        ... except aiobreaker.CircuitBreakerError as error: print(round(error.time_remaining.total_seconds()))
+        30
     """
 
     kind = "breaker"
@@ -217,10 +218,11 @@ def to_seawall(breaker: aiobreaker.CircuitBreaker, **settings: Any) -> BridgedBr
     It opens after `fail_max` failures in a row, stays open for `timeout_duration` and then lets one probe through.
     Excluded exceptions count as neither success nor failure. `settings` are those of `CircuitBreaker` and win.
 
-    >>> theirs = aiobreaker.CircuitBreaker(fail_max=2, exclude=[KeyError], name="bank")
-    >>> ours = to_seawall(theirs, success_threshold=2).breaker
-    >>> ours.consecutive_failures, ours.reset_timeout, ours.ignore
-    (2, 60.0, (<class 'KeyError'>,))
+    Examples:
+        >>> theirs = aiobreaker.CircuitBreaker(fail_max=2, exclude=[KeyError], name="bank")
+        >>> ours = to_seawall(theirs, success_threshold=2).breaker
+        >>> ours.consecutive_failures, ours.reset_timeout, ours.ignore
+        (2, 60.0, (<class 'KeyError'>,))
     """
     excluded = breaker.excluded_exceptions
     classes = all(isinstance(one, type) for one in excluded)

@@ -137,17 +137,18 @@ def from_aiobreaker(
 ) -> AiobreakerPolicy:
     """`breaker` as a policy: a decorator, and a member of pipelines.
 
-    >>> from seawall import Bulkhead, Pipeline
-    >>> theirs = aiobreaker.CircuitBreaker(fail_max=1, name="bank")
-    >>> @Pipeline(Bulkhead("bank", max_concurrent=8), from_aiobreaker(theirs))
-    ... def pay():
-    ...     raise ConnectionError("no route")
-    >>> try: pay()
-    ... except ConnectionError: print(theirs.current_state.name)
-    OPEN
-    >>> try: pay()
-    ... except aiobreaker.CircuitBreakerError as error: print(round(error.retry_after))
-    60
+    Examples:
+        >>> from seawall import Bulkhead, Pipeline
+        >>> theirs = aiobreaker.CircuitBreaker(fail_max=1, name="bank")
+        >>> @Pipeline(Bulkhead("bank", max_concurrent=8), from_aiobreaker(theirs))
+        ... def pay():
+        ...     raise ConnectionError("no route")
+        >>> try: pay()
+        ... except ConnectionError: print(theirs.current_state.name)
+        OPEN
+        >>> try: pay()
+        ... except aiobreaker.CircuitBreakerError as error: print(round(error.retry_after))
+        60
     """
     return AiobreakerPolicy(breaker, name=name, listeners=listeners)
 

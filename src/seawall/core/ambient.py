@@ -73,9 +73,10 @@ current_priority: ContextVar[Priority] = ContextVar("seawall_priority", default=
 def priority(level: Priority | int) -> Iterator[None]:
     """Give the calls of this block a priority, for the bulkheads and shedders they meet.
 
-    >>> with priority(Priority.CRITICAL):
-    ...     print(current_priority.get().name)
-    CRITICAL
+    Examples:
+        >>> with priority(Priority.CRITICAL):
+        ...     print(current_priority.get().name)
+        CRITICAL
     """
     token = current_priority.set(Priority(level))
     try:

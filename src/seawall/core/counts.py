@@ -18,11 +18,12 @@ class RollingWindow:
     `now >= turns_at`; between turns a call costs one comparison. A look back reaches to the start of the
     oldest slot still inside the window, so it covers between `seconds - seconds / slots` and `seconds`.
 
-    >>> served = [0]
-    >>> window = RollingWindow(10.0, slots=10, width=1)
-    >>> window.turn(0.0, served); served[0] += 5
-    >>> window.since(9.0, served), window.since(12.0, served)
-    ([5], [0])
+    Examples:
+        >>> served = [0]
+        >>> window = RollingWindow(10.0, slots=10, width=1)
+        >>> window.turn(0.0, served); served[0] += 5
+        >>> window.since(9.0, served), window.since(12.0, served)
+        ([5], [0])
     """
 
     __slots__ = ("_marks", "_newest", "_slot", "_slots", "seconds", "turns_at")

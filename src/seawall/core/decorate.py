@@ -41,12 +41,13 @@ class Guarded:
 def policies_of(fn: object) -> tuple[Policy, ...]:
     """The policies around a decorated function, outermost first; none for any other object.
 
-    >>> from seawall import breaker, bulkhead
-    >>> @breaker
-    ... @bulkhead(max_concurrent=8)
-    ... def pay(): ...
-    >>> [type(policy).__name__ for policy in policies_of(pay)]
-    ['CircuitBreaker', 'Bulkhead']
+    Examples:
+        >>> from seawall import breaker, bulkhead
+        >>> @breaker
+        ... @bulkhead(max_concurrent=8)
+        ... def pay(): ...
+        >>> [type(policy).__name__ for policy in policies_of(pay)]
+        ['CircuitBreaker', 'Bulkhead']
     """
     guarded = _guarded(getattr(fn, "__func__", fn))  # a method's are those of its function
     return guarded.policies if guarded else ()

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import ClassVar, TypeAlias, TypeVar
 
 from seawall.core.errors import Rejected
 from seawall.core.locking import held, lock
@@ -24,6 +24,8 @@ R = TypeVar("R")
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened to a policy. `at` is the gate's monotonic clock, in seconds."""
+
+    errand: ClassVar[bool] = False  # of a policy to itself, to run code where no lock is held
 
     policy: str
     at: float
@@ -49,8 +51,9 @@ def listen(listener: Listener) -> Callable[[], None]:
     A listener runs after the lock is released and in the thread of some call, so it should be quick; one that
     raises is logged and the call goes on unharmed.
 
-    >>> stop = listen(lambda event: None)
-    >>> stop()
+    Examples:
+        >>> stop = listen(lambda event: None)
+        >>> stop()
     """
     global _listeners
     if not callable(listener):
@@ -88,10 +91,12 @@ def deliver() -> None:
 
 
 def _forget() -> None:
-    """In a forked child: what is queued belongs to the parent, and so does the thread that delivers it."""
+    """In a forked child: what is queued for others belongs to the parent, and so does the thread that delivers it."""
     global _delivering
     _delivering = threading.Lock()
+    errands = [entry for entry in pending if entry[1].errand]
     pending.clear()
+    pending.extend(errands)
 
 
 if hasattr(os, "register_at_fork"):

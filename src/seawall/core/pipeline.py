@@ -26,10 +26,11 @@ class Pipeline:
         policies: guards and arounds, outermost first.
         name: labels the spans of its calls; each function's own name unless told.
 
-    >>> from seawall import Bulkhead, CircuitBreaker
-    >>> guard = Pipeline(CircuitBreaker("payments"), Bulkhead("payments", max_concurrent=8))
-    >>> guard.call_sync(len, "four")
-    4
+    Examples:
+        >>> from seawall import Bulkhead, CircuitBreaker
+        >>> guard = Pipeline(CircuitBreaker("payments"), Bulkhead("payments", max_concurrent=8))
+        >>> guard.call_sync(len, "four")
+        4
     """
 
     def __init__(self, *policies: Policy, name: str | None = None) -> None:

@@ -97,14 +97,19 @@ class Places(GuardPolicy):
         self._lines: dict[int, Line] = {}  # of each priority that ever waited
         self._order: tuple[Line, ...] = ()  # the same, highest priority first
         self._swept = -math.inf
+        self._head_start = 0.0
         self._set_queue(max_queued, max_wait, aging)
 
     def _set_queue(self, max_queued: int, max_wait: float, aging: float) -> None:
-        """Settings of the queue; whoever waits already keeps what it was promised."""
+        """Settings of the queue; whoever waits already keeps its time, and is served in the new order."""
         self.max_queued = max_queued
         self.max_wait = max_wait
         self.aging = aging
-        self._head_start = aging if aging < STRICT else STRICT  # aging without a clock: a level is worth a head start
+        head_start = aging if aging < STRICT else STRICT  # aging without a clock: a level is worth a head start
+        for level, line in self._lines.items():
+            for wait in line:
+                wait.rank -= level * (head_start - self._head_start)
+        self._head_start = head_start
 
     def enter(self, now: float) -> Token:
         """Take a place, or queue for one, or raise `BulkheadFullError`."""
@@ -143,13 +148,15 @@ class Places(GuardPolicy):
         below its cost it runs alone.
 
         Raises:
-            ValueError: for a cost above the limit; from the call, where a function reckons it.
+            ValueError: for a cost above the limit (above `max_limit`, where the limit finds itself); from the call,
+                where a function reckons it.
 
-        >>> from seawall import Bulkhead
-        >>> gpu = Bulkhead("gpu", max_concurrent=4)
-        >>> with gpu.costing(3).scope():
-        ...     print(gpu.snapshot().active)
-        3
+        Examples:
+            >>> from seawall import Bulkhead
+            >>> gpu = Bulkhead("gpu", max_concurrent=4)
+            >>> with gpu.costing(3).scope():
+            ...     print(gpu.snapshot().active)
+            3
         """
         return costing(self, cost)
 

@@ -23,14 +23,15 @@ class Guard(Protocol):
     tested with plain numbers. Both methods run with the gate's lock held: they must not block, wait, or
     run code of the user's. All the state of one call is its token.
 
-    >>> class Draining:
-    ...     open = False
-    ...     def enter(self, now):
-    ...         if self.open:
-    ...             raise Rejected("drain", retry_after=5.0)
-    ...     def exit(self, token, now, exc): ...
-    >>> isinstance(Draining(), Guard)
-    True
+    Examples:
+        >>> class Draining:
+        ...     open = False
+        ...     def enter(self, now):
+        ...         if self.open:
+        ...             raise Rejected("drain", retry_after=5.0)
+        ...     def exit(self, token, now, exc): ...
+        >>> isinstance(Draining(), Guard)
+        True
     """
 
     def enter(self, now: float) -> Token:

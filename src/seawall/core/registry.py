@@ -41,10 +41,11 @@ def register(policy: object) -> None:
 def live() -> Iterator[object]:
     """Every live policy, oldest first.
 
-    >>> from seawall import Bulkhead
-    >>> payments = Bulkhead("payments", max_concurrent=8)
-    >>> payments in set(live())
-    True
+    Examples:
+        >>> from seawall import Bulkhead
+        >>> payments = Bulkhead("payments", max_concurrent=8)
+        >>> payments in set(live())
+        True
     """
     for reference in list(_entries.values()):
         policy = reference()

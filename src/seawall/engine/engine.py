@@ -103,10 +103,11 @@ class Engine:
     Without `policies` of your own the engine is guarded by a circuit breaker, a bulkhead (4 calls at once, 32
     queued for up to 30 s) and a timeout of 30 s for each piece.
 
-    >>> async def main():
-    ...     async with Engine.load("smollm2-135m") as engine:
-    ...         async for piece in engine.stream("Why is the sea salty?"):
-    ...             print(piece.text, end="")
+    Examples:
+        >>> async def main():
+        ...     async with Engine.load("smollm2-135m") as engine:
+        ...         async for piece in engine.stream("Why is the sea salty?"):
+        ...             print(piece.text, end="")
     """
 
     def __init__(

@@ -14,6 +14,9 @@ from seawall.core.places import BulkheadFullError, Places
 __all__ = ["Bulkhead", "BulkheadFullError", "BulkheadSnapshot"]
 
 
+MOST = 10**12  # places; a gauge is a float
+
+
 @dataclass(frozen=True, slots=True)
 class BulkheadSnapshot:
     """A bulkhead at one moment: places taken, calls in the queue, places there are. Counters only grow."""
@@ -46,10 +49,11 @@ class Bulkhead(Places):
         BulkheadFullError: from a guarded call that finds no place. A plain function on a thread that runs an
             event loop never waits (it would block the loop): it is refused at once.
 
-    >>> reports = Bulkhead("reports", max_concurrent=2, max_queued=8, max_wait=0.5)
-    >>> with reports.scope():
-    ...     print(reports.snapshot().active)
-    1
+    Examples:
+        >>> reports = Bulkhead("reports", max_concurrent=2, max_queued=8, max_wait=0.5)
+        >>> with reports.scope():
+        ...     print(reports.snapshot().active)
+        1
     """
 
     __slots__ = ()
@@ -68,7 +72,7 @@ class Bulkhead(Places):
         super().__init__(
             name,
             listeners,
-            limit=checks.count("max_concurrent", max_concurrent),
+            limit=_places(max_concurrent),
             max_queued=checks.count("max_queued", max_queued, least=0),
             max_wait=checks.seconds("max_wait", max_wait, zero=True, infinite=True),
             aging=checks.seconds("aging", aging, zero=True, infinite=True),
@@ -104,3 +108,9 @@ class Bulkhead(Places):
         """What goes up and down, for exporters."""
         snapshot = self.snapshot()
         return {"active": snapshot.active, "waiting": snapshot.waiting, "limit": snapshot.limit}
+
+
+def _places(max_concurrent: int) -> int:
+    if checks.count("max_concurrent", max_concurrent) > MOST:
+        raise ValueError(f"max_concurrent must be {MOST} or less, got {max_concurrent!r}")
+    return max_concurrent

@@ -63,10 +63,11 @@ class Chaos(AroundPolicy):
     A plain function on a thread that runs an event loop gets no latency, since that would stop the loop; an async
     generator is disturbed before it starts.
 
-    >>> flaky = Chaos("flaky", rate=1.0, exception=ConnectionError, enabled=True)
-    >>> flaky(len)("four")
-    Traceback (most recent call last):
-    ConnectionError
+    Examples:
+        >>> flaky = Chaos("flaky", rate=1.0, exception=ConnectionError, enabled=True)
+        >>> flaky(len)("four")
+        Traceback (most recent call last):
+        ConnectionError
     """
 
     kind = "chaos"
@@ -76,7 +77,7 @@ class Chaos(AroundPolicy):
         name: str,
         *,
         rate: float = 0.001,
-        latency: float | timedelta | Callable[[], float] | None = None,
+        latency: float | timedelta | Callable[[], float | timedelta] | None = None,
         exception: Callable[[], BaseException] | None = None,
         result: Callable[[], object] | None = None,
         after: bool = False,
@@ -163,9 +164,10 @@ class Chaos(AroundPolicy):
 
     def _replacement(self) -> Callable[[], Any] | None:
         """What runs instead of the call, if anything does."""
-        if self.exception is not None:
-            return partial(self._raise, self.exception)
-        return None if self.result is None else partial(self._return, self.result)
+        exception, result = self.exception, self.result  # read once: an update may come between
+        if exception is not None:
+            return partial(self._raise, exception)
+        return None if result is None else partial(self._return, result)
 
     def _raise(self, exception: Callable[[], BaseException]) -> NoReturn:
         self._record("exception")
@@ -185,7 +187,8 @@ class Chaos(AroundPolicy):
             self._record("latency", seconds)
 
     def _seconds(self) -> float:
-        return events.ask(_as_seconds, self.latency, otherwise=0.0) if callable(self.latency) else self.latency or 0.0
+        latency = self.latency  # read once: an update may come between
+        return events.ask(_as_seconds, latency, otherwise=0.0) if callable(latency) else latency or 0.0
 
     def _record(self, what: Injected, seconds: float = 0.0) -> None:
         with self._lock:
@@ -220,7 +223,9 @@ def _says_yes(enabled: Enabled) -> bool:
     return callable(enabled) and bool(events.ask(enabled, otherwise=False))
 
 
-def _as_seconds(latency: Callable[[], float]) -> float:
+def _as_seconds(latency: Callable[[], float | timedelta]) -> float:
     """What a function says, or 0 for what is no time to wait."""
     seconds = latency()
+    if isinstance(seconds, timedelta):
+        seconds = seconds.total_seconds()
     return min(seconds, LONGEST) if seconds > 0 else 0.0

@@ -60,9 +60,10 @@ class Deadline(GuardPolicy):
         DeadlineExceededError: from a call that took too long; a `CallTimeoutError`.
         DeadlinePassedError: from one that begins when the deadline around it has passed; it is `Rejected`.
 
-    >>> with Deadline("page", 2.0).scope():
-    ...     print(1.9 < time_left() <= 2.0)
-    True
+    Examples:
+        >>> with Deadline("page", 2.0).scope():
+        ...     print(1.9 < time_left() <= 2.0)
+        True
     """
 
     kind = "deadline"
@@ -112,7 +113,8 @@ def time_left() -> float:
 
     Give it to what seawall can't reach: `client.get(url, timeout=min(5.0, time_left()))`.
 
-    >>> time_left()
-    inf
+    Examples:
+        >>> time_left()
+        inf
     """
     return max(0.0, ambient.deadline.get() - gate.now())

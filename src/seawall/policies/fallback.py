@@ -72,11 +72,12 @@ class Fallback(AroundPolicy):
     Raises:
         TypeError: when it decorates a plain function though a step is `async`.
 
-    >>> @Fallback("rates", lambda error: f"yesterday's, for {error}", on=ConnectionError)
-    ... def rates():
-    ...     raise ConnectionError("no route to the bank")
-    >>> rates()
-    "yesterday's, for no route to the bank"
+    Examples:
+        >>> @Fallback("rates", lambda error: f"yesterday's, for {error}", on=ConnectionError)
+        ... def rates():
+        ...     raise ConnectionError("no route to the bank")
+        >>> rates()
+        "yesterday's, for no route to the bank"
     """
 
     kind = "fallback"
@@ -261,13 +262,15 @@ class Fallback(AroundPolicy):
     def _step_failed(self, index: int, step: _Step, error: Exception | None, failure: Exception) -> None:
         """Say that a step failed too, and go on."""
         self._tell(FallbackFailed, index, step.name, failure)
-        why = traceback.format_exception_only(failure)[-1].strip()  # also where its own repr fails
-        note = f"fallback {self.name!r}: {step.name} failed too: {why}"
+        note = f"fallback {self.name!r}: {step.name} failed too: {_described(failure)}"
         if error is not None and note not in getattr(error, "__notes__", ()):  # one error may be raised many times
             error.add_note(note)
 
     def _adopt(self, fresh: Self, now: float) -> None:
         kept = {"_succeeded": self._succeeded, "_replaced": self._replaced, "_failed": self._failed}
+        for step, before in zip(fresh._steps, self._steps, strict=False):
+            if step.name == before.name:
+                step.used = before.used
         vars(self).update(vars(fresh) | kept)
 
     def snapshot(self) -> FallbackSnapshot:
@@ -312,6 +315,13 @@ def _step(function: Step) -> _Step:
     except ValueError:  # a builtin that does not tell
         pass
     return _Step(function, name, kind)
+
+
+def _described(failure: Exception) -> str:
+    """Class and message of `failure`, without its notes; also where its own `str` fails."""
+    described = traceback.TracebackException(type(failure), failure, None, compact=True)
+    described.__notes__ = None
+    return list(described.format_exception_only())[-1].strip()
 
 
 def _given(value: object) -> _Step:

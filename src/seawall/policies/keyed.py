@@ -143,6 +143,7 @@ class _KeyedPolicy(PolicyBase, Generic[V]):
         self._retired: Counter[str] = Counter()  # what the evicted ones counted
         self._created = 0
         self._evicted = 0
+        self._evicting = False
         self._register()
 
     def _view(self, entry: _Entry, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> V:
@@ -217,7 +218,14 @@ class _KeyedPolicy(PolicyBase, Generic[V]):
         now = entry.used = gate.clock()
         if self._entries.get(entry.key) is entry:
             self._entries.move_to_end(entry.key)
-        self._evict(now)
+        oldest = next(iter(self._entries.values()), entry)
+        due = len(self._entries) > self.max_keys or now - oldest.used >= self.idle
+        if due and not self._evicting:  # else a finaliser dropped a view under the one who does
+            self._evicting = True
+            try:
+                self._evict(now)
+            finally:
+                self._evicting = False
 
     def _evict(self, now: float) -> None:
         """Drop what is idle, and the least recently used of what is too many."""
@@ -279,13 +287,14 @@ class Keyed(_KeyedPolicy[GuardAtKey]):
         max_keys: the most policies it keeps beside those in use.
         idle: seconds without a call after which a policy is dropped; `math.inf` for never.
 
-    >>> from seawall import CircuitBreaker
-    >>> hosts = Keyed("hosts", CircuitBreaker, key=lambda host, path: host)
-    >>> @hosts
-    ... def fetch(host: str, path: str) -> str: ...
-    >>> fetch("example.org", "/")
-    >>> hosts["example.org"].policy
-    <CircuitBreaker 'example.org'>
+    Examples:
+        >>> from seawall import CircuitBreaker
+        >>> hosts = Keyed("hosts", CircuitBreaker, key=lambda host, path: host)
+        >>> @hosts
+        ... def fetch(host: str, path: str) -> str: ...
+        >>> fetch("example.org", "/")
+        >>> hosts["example.org"].policy
+        <CircuitBreaker 'example.org'>
     """
 
     judges = True  # some key's policy may; each view says whether its own does
@@ -308,8 +317,9 @@ class Keyed(_KeyedPolicy[GuardAtKey]):
 class KeyedAround(_KeyedPolicy[AroundAtKey]):
     """An around per key: a retry per host, a cache per tenant. In all else like `Keyed`.
 
-    >>> from seawall.policies.retry import Retry
-    >>> hosts = KeyedAround("hosts", lambda host: Retry(host, on=ConnectionError), key=lambda host, path: host)
+    Examples:
+        >>> from seawall.policies.retry import Retry
+        >>> hosts = KeyedAround("hosts", lambda host: Retry(host, on=ConnectionError), key=lambda host, path: host)
     """
 
     def around_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AroundAtKey:

@@ -75,11 +75,12 @@ class RetryBudget(PolicyBase):
         window: seconds to look back over, in ten slots; None counts what is in flight instead.
         listeners: called with its `RetryBudgetExhausted` events.
 
-    >>> budget = RetryBudget("payments", ratio=0.2, floor=0, window=10.0)
-    >>> for _ in range(5):
-    ...     budget.call_began(now=0.0)
-    >>> budget.allow_extra(now=1.0), budget.allow_extra(now=1.0)
-    (True, False)
+    Examples:
+        >>> budget = RetryBudget("payments", ratio=0.2, floor=0, window=10.0)
+        >>> for _ in range(5):
+        ...     budget.call_began(now=0.0)
+        >>> budget.allow_extra(now=1.0), budget.allow_extra(now=1.0)
+        (True, False)
     """
 
     kind = "retry_budget"

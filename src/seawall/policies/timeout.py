@@ -46,8 +46,9 @@ class Timeout(GuardPolicy):
         CallTimeoutError: from a guarded call that took too long; a `TimeoutError` that counts as a failure.
         TypeError: when it decorates a plain function or generator: only an event loop can cancel a call.
 
-    >>> Timeout("search", 2.0).after
-    2.0
+    Examples:
+        >>> Timeout("search", 2.0).after
+        2.0
     """
 
     kind = "timeout"

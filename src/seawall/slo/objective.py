@@ -52,12 +52,13 @@ class SLO(GuardPolicy):
         latency: seconds within which a good call ends; None judges success alone.
         window: seconds over which the error budget is reckoned.
         on: exceptions that make a call bad.
-        ignore: of those, the ones that count as neither.
+        ignore: exceptions that count as neither all the same: of those, or refusals that are the caller's own fault.
         listeners: called with its `BudgetExhausted` events.
 
-    >>> answers = SLO("answers", target=0.999, latency=0.5)
-    >>> answers.snapshot().error_budget
-    1.0
+    Examples:
+        >>> answers = SLO("answers", target=0.999, latency=0.5)
+        >>> answers.snapshot().error_budget
+        1.0
     """
 
     kind = "slo"
@@ -116,7 +117,7 @@ class SLO(GuardPolicy):
                 self._counts[0] += 1
             else:
                 self._bad(now)
-        elif isinstance(exc, Rejected) or (isinstance(exc, self.on) and not isinstance(exc, self.ignore)):
+        elif isinstance(exc, (Rejected, *self.on)) and not isinstance(exc, self.ignore):
             self._bad(now)
         else:
             self._neither += 1
@@ -160,6 +161,11 @@ class SLO(GuardPolicy):
         """Share of the window's error budget that is left; below 0 when overspent, 1 before any call."""
         with self._lock:
             return self._budget(self._now())
+
+    def at_rest(self, now: float) -> bool:
+        """Whether a new one would do as well: nothing bad is in the window."""
+        with self._lock:
+            return not self._rings[-1].since(now, self._counts)[1]
 
     def snapshot(self) -> SLOSnapshot:
         """Counters and budget at one moment."""

@@ -29,13 +29,14 @@ def install(
     way the calls themselves pay nothing for metrics. Instruments cannot be unregistered from a meter provider,
     so after the undo they report nothing more.
 
-    >>> from prometheus_client import CollectorRegistry, generate_latest
-    >>> from seawall import Bulkhead
-    >>> reports, registry = Bulkhead("reports", max_concurrent=2), CollectorRegistry()
-    >>> uninstall = install(registry=registry)
-    >>> "seawall_bulkhead_limit" in generate_latest(registry).decode()
-    True
-    >>> uninstall()
+    Examples:
+        >>> from prometheus_client import CollectorRegistry, generate_latest
+        >>> from seawall import Bulkhead
+        >>> reports, registry = Bulkhead("reports", max_concurrent=2), CollectorRegistry()
+        >>> uninstall = install(registry=registry)
+        >>> "seawall_bulkhead_limit" in generate_latest(registry).decode()
+        True
+        >>> uninstall()
     """
     undo: list[Callable[[], None]] = []
     if tracer_provider is not None:

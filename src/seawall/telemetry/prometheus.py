@@ -16,8 +16,9 @@ from seawall.telemetry.readings import DESCRIPTIONS, counters, gauges, summed
 class PoliciesCollector(Collector):
     """Every live policy of this process, read at scrape time; register it with your own registry.
 
-    >>> from prometheus_client import CollectorRegistry
-    >>> CollectorRegistry().register(PoliciesCollector())
+    Examples:
+        >>> from prometheus_client import CollectorRegistry
+        >>> CollectorRegistry().register(PoliciesCollector())
     """
 
     def describe(self) -> Iterable[Metric]:

@@ -22,12 +22,13 @@ def capture_events(*kinds: Any, policy: str | None = None) -> AbstractContextMan
         kinds: only these classes of events; all of them unless told.
         policy: only those of policies with this name.
 
-    >>> from seawall import CircuitBreaker, StateChanged
-    >>> bank = CircuitBreaker("bank", consecutive_failures=1)
-    >>> with capture_events(StateChanged, policy="bank") as events:
-    ...     bank.admit().failure(ConnectionError())
-    >>> events[0].after.value
-    'open'
+    Examples:
+        >>> from seawall import CircuitBreaker, StateChanged
+        >>> bank = CircuitBreaker("bank", consecutive_failures=1)
+        >>> with capture_events(StateChanged, policy="bank") as events:
+        ...     bank.admit().failure(ConnectionError())
+        >>> events[0].after.value
+        'open'
     """
     for kind in kinds:
         if not (isinstance(kind, type) and issubclass(kind, Event)):

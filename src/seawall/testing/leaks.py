@@ -30,15 +30,16 @@ def no_leaks() -> Iterator[None]:
     that seawall started or that run a guarded function, and were not done when the block, or an event loop in it,
     ended.
 
-    >>> from seawall import Bulkhead
-    >>> places = Bulkhead("places", max_concurrent=1)
-    >>> try:
-    ...     with no_leaks():
-    ...         permit = places.admit()
-    ... except LeakError as error:
-    ...     print(error)
-    left behind: Bulkhead 'places' has 1 active, 0 before
-    >>> permit.cancel()
+    Examples:
+        >>> from seawall import Bulkhead
+        >>> places = Bulkhead("places", max_concurrent=1)
+        >>> try:
+        ...     with no_leaks():
+        ...         permit = places.admit()
+        ... except LeakError as error:
+        ...     print(error)
+        left behind: Bulkhead 'places' has 1 active, 0 before
+        >>> permit.cancel()
     """
     threads = set(threading.enumerate())
     tasks = _own_tasks(_running_loop())

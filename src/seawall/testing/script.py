@@ -102,14 +102,15 @@ class Script(_Scripted[T]):
         left: outcomes that no call has had yet.
         running: calls in flight; `most_running` is the most there ever were at once.
 
-    >>> from seawall import CircuitBreaker
-    >>> backend = Script(ConnectionError("down"), then="up")
-    >>> fetch = CircuitBreaker("bank", consecutive_failures=2)(backend)
-    >>> try: fetch("/balance")
-    ... except ConnectionError as error: print(error)
-    down
-    >>> fetch("/balance"), len(backend.calls), backend.calls[0].args
-    ('up', 2, ('/balance',))
+    Examples:
+        >>> from seawall import CircuitBreaker
+        >>> backend = Script(ConnectionError("down"), then="up")
+        >>> fetch = CircuitBreaker("bank", consecutive_failures=2)(backend)
+        >>> try: fetch("/balance")
+        ... except ConnectionError as error: print(error)
+        down
+        >>> fetch("/balance"), len(backend.calls), backend.calls[0].args
+        ('up', 2, ('/balance',))
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> T:
@@ -123,14 +124,15 @@ class Script(_Scripted[T]):
 class AsyncScript(_Scripted[T]):
     """`Script` as a coroutine function.
 
-    >>> from seawall import Timeout
-    >>> from seawall.testing import run
-    >>> backend = AsyncScript(after(60, "late"))
-    >>> async def main() -> str:
-    ...     try: return await Timeout("bank", 2.0)(backend)()
-    ...     except TimeoutError: return f"gave up, {backend.running} running"
-    >>> run(main())
-    'gave up, 0 running'
+    Examples:
+        >>> from seawall import Timeout
+        >>> from seawall.testing import run
+        >>> backend = AsyncScript(after(60, "late"))
+        >>> async def main() -> str:
+        ...     try: return await Timeout("bank", 2.0)(backend)()
+        ...     except TimeoutError: return f"gave up, {backend.running} running"
+        >>> run(main())
+        'gave up, 0 running'
     """
 
     async def __call__(self, *args: Any, **kwargs: Any) -> T:

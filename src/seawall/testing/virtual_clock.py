@@ -14,13 +14,14 @@ class VirtualClock:
     Pauses of plain functions (the back-off of a retry, say) sleep on it, so they take no time and are kept in
     `slept`. For coroutines there is `run`: there the event loop's own clock must be virtual too.
 
-    >>> from seawall import CircuitBreaker, use_clock
-    >>> clock, bank = VirtualClock(), CircuitBreaker("bank", consecutive_failures=1, reset_timeout=30)
-    >>> with use_clock(clock):
-    ...     bank.admit().failure(ConnectionError())
-    ...     clock.advance(29)
-    ...     print(bank.snapshot().retry_after)
-    1.0
+    Examples:
+        >>> from seawall import CircuitBreaker, use_clock
+        >>> clock, bank = VirtualClock(), CircuitBreaker("bank", consecutive_failures=1, reset_timeout=30)
+        >>> with use_clock(clock):
+        ...     bank.admit().failure(ConnectionError())
+        ...     clock.advance(29)
+        ...     print(bank.snapshot().retry_after)
+        1.0
     """
 
     def __init__(self, start: float = 0.0) -> None:

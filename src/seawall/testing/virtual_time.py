@@ -34,11 +34,12 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     Files, sockets and threads take none of it. Any runner that takes a `loop_factory` can use it.
 
-    >>> loop = VirtualTimeLoop()
-    >>> loop.run_until_complete(asyncio.sleep(3600))
-    >>> loop.time()
-    3600.0
-    >>> loop.close()
+    Examples:
+        >>> loop = VirtualTimeLoop()
+        >>> loop.run_until_complete(asyncio.sleep(3600))
+        >>> loop.time()
+        3600.0
+        >>> loop.close()
     """
 
     def __init__(self, start: float = 0.0) -> None:
@@ -60,15 +61,16 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 def run(main: Coroutine[Any, Any, T], *, start: float = 0.0) -> T:
     """`asyncio.run(main)` on virtual time, which every policy is told too (the clock is the process's).
 
-    >>> from seawall import Timeout
-    >>> async def main() -> str:
-    ...     try:
-    ...         async with Timeout("search", 30.0):
-    ...             await asyncio.sleep(3600)
-    ...     except TimeoutError:
-    ...         return f"after {asyncio.get_running_loop().time():g} s"
-    >>> run(main())
-    'after 30 s'
+    Examples:
+        >>> from seawall import Timeout
+        >>> async def main() -> str:
+        ...     try:
+        ...         async with Timeout("search", 30.0):
+        ...             await asyncio.sleep(3600)
+        ...     except TimeoutError:
+        ...         return f"after {asyncio.get_running_loop().time():g} s"
+        >>> run(main())
+        'after 30 s'
     """
     with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(start)) as runner:
         return runner.run(main)

@@ -74,10 +74,11 @@ class AdaptiveBulkhead(Places):
         BulkheadFullError: from a guarded call that finds no place. A plain function on a thread that runs an
             event loop never waits (it would block the loop): it is refused at once.
 
-    >>> database = AdaptiveBulkhead("database", initial_limit=10)
-    >>> with database.scope():
-    ...     print(database.snapshot().active, database.snapshot().limit)
-    1 7
+    Examples:
+        >>> database = AdaptiveBulkhead("database", initial_limit=10)
+        >>> with database.scope():
+        ...     print(database.snapshot().active, database.snapshot().limit)
+        1 7
     """
 
     kind = "adaptive_bulkhead"
@@ -133,17 +134,30 @@ class AdaptiveBulkhead(Places):
         began, inflight, cost = token  # type: ignore[misc]
         self._finished += 1
         self._active -= cost
-        if exc is None:
-            self._estimator.observe(now, now - began, inflight, False)
-        elif isinstance(exc, self.drops):
-            self._dropped += 1
-            self._estimator.observe(now, now - began, inflight, True)
-        limit = self._estimator.limit
+        try:
+            if exc is None:
+                self._estimator.observe(now, now - began, inflight, False)
+            elif isinstance(exc, self.drops):
+                self._dropped += 1
+                self._estimator.observe(now, now - began, inflight, True)
+            limit = self._estimator.limit
+        except BaseException:  # from an algorithm of the user's; the place goes on all the same
+            self._hand_over(now)
+            raise
         if limit != self.limit:
             self._emit(LimitChanged, now, self.limit, limit)
             self.resize(limit, now)
         elif self._queued:
             self._hand_over(now)
+
+    def check_cost(self, cost: int) -> int:
+        """`cost`, or ValueError if it is more than the limit may ever be. Above the limit of now it runs alone."""
+        if cost > self.max_limit:
+            raise ValueError(
+                f"{self.name!r} never has more than max_limit={self.max_limit} places, so a call can't cost more, "
+                f"got a cost of {cost}"
+            )
+        return cost
 
     def resize(self, limit: int, now: float) -> None:
         """Change the limit, and the longest queue with it. With the lock held."""

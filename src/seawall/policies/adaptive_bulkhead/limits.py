@@ -119,9 +119,10 @@ class GradientLimit(_Bounded):
         tolerance: how much slower than with a quarter less beside it a call may be. 0.15 suits servers whose latency
             grows smoothly with their throughput, such as one that batches.
 
-    >>> limit = GradientLimit(initial_limit=10)
-    >>> limit.limit  # a quarter lower: the first window looks at the baseline
-    7
+    Examples:
+        >>> limit = GradientLimit(initial_limit=10)
+        >>> limit.limit  # a quarter lower: the first window looks at the baseline
+        7
     """
 
     def __init__(
@@ -213,8 +214,9 @@ class VegasLimit(_Bounded):
         minimum_calls: calls that a window needs.
         probe_every: windows after which the least latency is taken afresh.
 
-    >>> VegasLimit(initial_limit=10).limit
-    10
+    Examples:
+        >>> VegasLimit(initial_limit=10).limit
+        10
     """
 
     def __init__(
@@ -278,10 +280,11 @@ class AIMDLimit(_Bounded):
         max_latency: seconds; a call that took longer is a drop though it ended well.
         backoff: what a drop leaves of the limit.
 
-    >>> limit = AIMDLimit(initial_limit=10)
-    >>> limit.observe(now=0.2, latency=0.1, inflight=10, dropped=True)
-    >>> limit.limit
-    9
+    Examples:
+        >>> limit = AIMDLimit(initial_limit=10)
+        >>> limit.observe(now=0.2, latency=0.1, inflight=10, dropped=True)
+        >>> limit.limit
+        9
     """
 
     def __init__(

@@ -91,14 +91,15 @@ class Cache(PolicyBase):
     Raises:
         TypeError: from a call whose key can't be hashed, and when it decorates a second function.
 
-    >>> prices = Cache("prices", ttl=60, stale_ttl=3600)
-    >>> @prices
-    ... def price(item: str) -> float:
-    ...     print("asking for", item)
-    ...     return 9.5
-    >>> price("tea"), price("tea")
-    asking for tea
-    (9.5, 9.5)
+    Examples:
+        >>> prices = Cache("prices", ttl=60, stale_ttl=3600)
+        >>> @prices
+        ... def price(item: str) -> float:
+        ...     print("asking for", item)
+        ...     return 9.5
+        >>> price("tea"), price("tea")
+        asking for tea
+        (9.5, 9.5)
     """
 
     kind = "cache"

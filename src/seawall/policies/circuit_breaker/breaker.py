@@ -73,13 +73,14 @@ class CircuitBreaker(GuardPolicy):
     Raises:
         CircuitOpenError: from a guarded call, while open.
 
-    >>> payments = CircuitBreaker("payments", consecutive_failures=1)
-    >>> @payments
-    ... def pay():
-    ...     raise ConnectionError("no route")
-    >>> try: pay()
-    ... except ConnectionError: print(payments.state)
-    State.OPEN
+    Examples:
+        >>> payments = CircuitBreaker("payments", consecutive_failures=1)
+        >>> @payments
+        ... def pay():
+        ...     raise ConnectionError("no route")
+        >>> try: pay()
+        ... except ConnectionError: print(payments.state)
+        State.OPEN
     """
 
     kind = "breaker"

@@ -40,10 +40,11 @@ def growing(
     `base` seconds the first time, then `factor` times as long each time, up to `maximum`. Each is shortened by a
     random share of up to `jitter`, drawn at each opening, so that breakers that opened together don't probe together.
 
-    >>> from seawall import CircuitBreaker
-    >>> payments = CircuitBreaker("payments", reset_timeout=growing(5, maximum=300))
-    >>> tuple(growing(5, maximum=30, jitter=0)(opened) for opened in (1, 2, 3, 4))
-    (5.0, 10.0, 20.0, 30.0)
+    Examples:
+        >>> from seawall import CircuitBreaker
+        >>> payments = CircuitBreaker("payments", reset_timeout=growing(5, maximum=300))
+        >>> tuple(growing(5, maximum=30, jitter=0)(opened) for opened in (1, 2, 3, 4))
+        (5.0, 10.0, 20.0, 30.0)
     """
     shortest = checks.seconds("base", base)
     longest = checks.seconds("maximum", maximum)

@@ -12,14 +12,15 @@ class CallWindow:
     Used like a `RollingWindow`: `turn` begins a call, here every one, as a success that was quick; `mark` says of
     the call begun last that it was not.
 
-    >>> window = CallWindow(2)
-    >>> for failed in (True, False, False):
-    ...     window.turn(0.0, ())
-    ...     window.mark(failed=failed, slow=False)
-    ...     print(window.since(0.0, ()))
-    [0, 1, 0]
-    [1, 1, 0]
-    [2, 0, 0]
+    Examples:
+        >>> window = CallWindow(2)
+        >>> for failed in (True, False, False):
+        ...     window.turn(0.0, ())
+        ...     window.mark(failed=failed, slow=False)
+        ...     print(window.since(0.0, ()))
+        [0, 1, 0]
+        [1, 1, 0]
+        [2, 0, 0]
     """
 
     __slots__ = ("_at", "_calls", "_failures", "_ring", "_slow")

@@ -81,8 +81,9 @@ class Hedge(AroundPolicy):
         TypeError: when it decorates a plain function or generator: only an event loop can run two attempts at once
             and cancel one.
 
-    >>> Hedge("search", delay=Quantile(0.95, initial=0.2)).current_delay
-    0.2
+    Examples:
+        >>> Hedge("search", delay=Quantile(0.95, initial=0.2)).current_delay
+        0.2
     """
 
     kind = "hedge"

@@ -23,8 +23,9 @@ class Quantile:
         age: answers over which the spread is averaged; fewer adapt faster.
         least: seconds below which the delay never falls.
 
-    >>> Quantile(0.9, initial=0.5).minimum_calls
-    20
+    Examples:
+        >>> Quantile(0.9, initial=0.5).minimum_calls
+        20
     """
 
     quantile: float = 0.95
@@ -54,11 +55,12 @@ class Estimate:
     "at least so much" is enough. After a jump of the latencies such steps would take thousands of calls, so the value
     also stays where a quantile can be: within a multiple of the standard deviation of the mean (Cantelli).
 
-    >>> estimate = Estimate(0.5, age=100)
-    >>> for number in range(1, 1000):
-    ...     estimate.add(number % 10)
-    >>> round(estimate.value)
-    4
+    Examples:
+        >>> estimate = Estimate(0.5, age=100)
+        >>> for number in range(1, 1000):
+        ...     estimate.add(number % 10)
+        >>> round(estimate.value)
+        4
     """
 
     __slots__ = ("_above", "_alpha", "_below", "_down", "_mean", "_up", "_variance", "count", "value")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
-from typing import Self
+from typing import ClassVar, Self
 
 from seawall.core import checks, events
 from seawall.core.ambient import Priority, current_priority
@@ -59,6 +59,8 @@ class LoadShedderSnapshot:
 class _SampleDue(Event):
     """Queued for the shedder alone, so that its signals are sampled where no lock is held."""
 
+    errand: ClassVar[bool] = True
+
 
 class LoadShedder(GuardPolicy):
     """Refuses a share of the calls while the callee fails or a signal says that this process is overloaded.
@@ -86,11 +88,12 @@ class LoadShedder(GuardPolicy):
     Raises:
         LoadShedError: from a call it refuses.
 
-    >>> from seawall import CpuSignal
-    >>> front = LoadShedder("front", signals=[CpuSignal(cores=1)])
-    >>> with front.scope():
-    ...     print(front.snapshot().rate)
-    0.0
+    Examples:
+        >>> from seawall import CpuSignal
+        >>> front = LoadShedder("front", signals=[CpuSignal(cores=1)])
+        >>> with front.scope():
+        ...     print(front.snapshot().rate)
+        0.0
     """
 
     kind = "load_shedder"
@@ -210,6 +213,11 @@ class LoadShedder(GuardPolicy):
             self.signals, self._pressures = fresh.signals, ()
         self._due = now
 
+    def at_rest(self, now: float) -> bool:
+        """Whether a new one would do as well: no failure is in the window."""
+        with self._lock:
+            return not self._window.since(now, self._counts)[1]
+
     def snapshot(self) -> LoadShedderSnapshot:
         """Counts and the share it refuses, at one moment."""
         with self._lock:
@@ -239,8 +247,9 @@ class LoadShedder(GuardPolicy):
 def by_priority(share: float, came: Sequence[int]) -> list[float]:
     """The share to refuse of each priority, lowest first, so that `share` of all the calls that came is refused.
 
-    >>> by_priority(0.5, [10, 30, 60])
-    [1.0, 1.0, 0.16666666666666666]
+    Examples:
+        >>> by_priority(0.5, [10, 30, 60])
+        [1.0, 1.0, 0.16666666666666666]
     """
     left = share * sum(came)
     if not left:

@@ -51,7 +51,8 @@ class CpuSignal:
     Raises:
         ValueError: for `container` where there is no cgroup v2.
 
-    >>> busy = CpuSignal(start=0.8, full=1.0, cores=1)
+    Examples:
+        >>> busy = CpuSignal(start=0.8, full=1.0, cores=1)
     """
 
     def __init__(
@@ -118,9 +119,10 @@ class QueueDelaySignal:
         start: seconds from which calls are refused.
         full: seconds at which all would be.
 
-    >>> late = QueueDelaySignal(lambda: 0.3, start=0.1, full=0.5)
-    >>> tuple(round(late.sample(now), 2) for now in range(6))
-    (0.0, 0.0, 0.0, 0.0, 0.5, 0.5)
+    Examples:
+        >>> late = QueueDelaySignal(lambda: 0.3, start=0.1, full=0.5)
+        >>> tuple(round(late.sample(now), 2) for now in range(6))
+        (0.0, 0.0, 0.0, 0.0, 0.5, 0.5)
     """
 
     def __init__(self, source: Callable[[], float] | None = None, *, start: float = 0.05, full: float = 0.5) -> None:

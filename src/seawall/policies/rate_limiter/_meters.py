@@ -259,6 +259,7 @@ class SlidingWindow(_Window):
             if first <= at <= last:
                 self.groups[index] = (first, last, count - cost + actual)
                 self.total -= cost - actual
+                return
 
     def drain(self, now: float, seconds: float | None) -> None:
         if seconds is not None:

@@ -136,11 +136,12 @@ class KeyedRateLimiter(PolicyBase):
     Raises:
         RateLimitedError: from a guarded call over its key's rate; `key` says whose.
 
-    >>> tenants = KeyedRateLimiter("tenants", key=lambda tenant, query: tenant, rate=10, burst=2)
-    >>> @tenants
-    ... def search(tenant: str, query: str) -> str: ...
-    >>> search("a", "sea"), tenants["a"].available, tenants["b"].available
-    (None, 1, 2)
+    Examples:
+        >>> tenants = KeyedRateLimiter("tenants", key=lambda tenant, query: tenant, rate=10, burst=2)
+        >>> @tenants
+        ... def search(tenant: str, query: str) -> str: ...
+        >>> search("a", "sea"), tenants["a"].available, tenants["b"].available
+        (None, 1, 2)
     """
 
     kind = "limiter"

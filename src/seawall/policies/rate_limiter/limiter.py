@@ -19,6 +19,7 @@ from seawall.policies.rate_limiter._line import Line, RateLimitedError, Waiting
 from seawall.policies.rate_limiter._meters import Algorithm, metered
 from seawall.policies.rate_limiter.reservation import Reservation, Reserving
 
+LONGEST = 1e9  # seconds, 30 years: beyond, a float does not tell one call's turn from the next one's
 DrainOn = Callable[[object], "bool | float | timedelta | None"]
 
 
@@ -84,16 +85,18 @@ class RateLimiter(GuardPolicy):
         algorithm: `gcra`, `sliding_window` or `fixed_window`.
         max_wait: seconds a call may wait for its turn; 0 refuses at once.
         drain_on: asked about each result, or `Exception`, of a call: whether the callee said "too many". True empties
-            the limiter; a number of seconds (its Retry-After) lets the next call start then.
+            the limiter; a number of seconds (its Retry-After) lets the next call start then, 0 at once; None and
+            False say that it did not.
         max_block: the most seconds that `drain_on` may ask for.
         listeners: called with its `CallRejected` and `LimiterDrained` events.
 
     Raises:
         RateLimitedError: from a guarded call over the rate.
 
-    >>> search = RateLimiter("search", rate=10, burst=2)
-    >>> search.snapshot().available
-    2
+    Examples:
+        >>> search = RateLimiter("search", rate=10, burst=2)
+        >>> search.snapshot().available
+        2
     """
 
     __slots__ = (
@@ -134,7 +137,7 @@ class RateLimiter(GuardPolicy):
             raise TypeError(f"drain_on must be a function of a result or an exception, got {drain_on!r}")
         self.drain_on = drain_on
         self.max_block = checks.seconds("max_block", max_block)
-        if self.max_block > 1e9:
+        if self.max_block > LONGEST:
             raise ValueError(f"max_block must be at most 1e9 s (30 years), got {max_block!r} s")
         self.judges = drain_on is not None
         self._meter = metered(algorithm, self.rate, self.per, self.burst)
@@ -194,7 +197,7 @@ class RateLimiter(GuardPolicy):
     def drain(self, seconds: float | timedelta | None = None) -> None:
         """The callee had enough, as somebody found out elsewhere: nothing is left, or nothing for so many seconds."""
         if seconds is not None:
-            seconds = min(checks.seconds("seconds", seconds, zero=True), self.max_block)
+            seconds = min(checks.seconds("seconds", seconds, zero=True), LONGEST)
         with self._lock:
             self._drain(seconds, self._now())
         events.deliver()
@@ -211,9 +214,10 @@ class RateLimiter(GuardPolicy):
     def costing(self, cost: Cost) -> AtCost | CostPerCall:
         """This limiter for calls that cost `cost` each: a number, or a function of their arguments.
 
-        >>> tokens = RateLimiter("tokens", rate=90_000, per=60)
-        >>> @tokens.costing(lambda prompt: len(prompt) // 4 + 500)
-        ... def answer(prompt: str) -> str: ...
+        Examples:
+            >>> tokens = RateLimiter("tokens", rate=90_000, per=60)
+            >>> @tokens.costing(lambda prompt: len(prompt) // 4 + 500)
+            ... def answer(prompt: str) -> str: ...
         """
         return costing(self, cost)
 
@@ -236,11 +240,12 @@ class RateLimiter(GuardPolicy):
         Raises:
             RateLimitedError: there is none, or it could not come in time.
 
-        >>> tokens = RateLimiter("tokens", rate=1000, per=3600)
-        >>> reservation = tokens.reserve(800)
-        >>> reservation.settle(150)
-        >>> tokens.snapshot().available
-        850
+        Examples:
+            >>> tokens = RateLimiter("tokens", rate=1000, per=3600)
+            >>> reservation = tokens.reserve(800)
+            >>> reservation.settle(150)
+            >>> tokens.snapshot().available
+            850
         """
         tokens: list[Token] = []
         Row((Reserving(self, cost),)).enter_sync(tokens)

@@ -63,15 +63,16 @@ class Retry(Rules, AroundPolicy):
     Raises:
         CallTimeoutError: from a call whose first attempt outlived `timeout`.
 
-    >>> answers = iter([ConnectionError(), "hello"])
-    >>> @Retry("greetings", on=ConnectionError, wait=0)
-    ... def greet():
-    ...     answer = next(answers)
-    ...     if isinstance(answer, Exception):
-    ...         raise answer
-    ...     return answer
-    >>> greet()
-    'hello'
+    Examples:
+        >>> answers = iter([ConnectionError(), "hello"])
+        >>> @Retry("greetings", on=ConnectionError, wait=0)
+        ... def greet():
+        ...     answer = next(answers)
+        ...     if isinstance(answer, Exception):
+        ...         raise answer
+        ...     return answer
+        >>> greet()
+        'hello'
     """
 
     kind: ClassVar[str] = "retry"
@@ -259,14 +260,15 @@ class Retry(Rules, AroundPolicy):
 
         A block has no result, so `on_result` has no say.
 
-        >>> tries = 0
-        >>> for attempt in Retry("search", on=ConnectionError, wait=0).loop():
-        ...     with attempt:
-        ...         tries += 1
-        ...         if attempt.number < 3:
-        ...             raise ConnectionError
-        >>> tries
-        3
+        Examples:
+            >>> tries = 0
+            >>> for attempt in Retry("search", on=ConnectionError, wait=0).loop():
+            ...     with attempt:
+            ...         tries += 1
+            ...         if attempt.number < 3:
+            ...             raise ConnectionError
+            >>> tries
+            3
         """
         return Loop(self)
 
