@@ -13,6 +13,7 @@ from seawall import (
     BulkheadFullError,
     CircuitBreaker,
     CircuitOpenError,
+    Deadline,
     Pipeline,
     RateLimiter,
     State,
@@ -538,3 +539,40 @@ def test_timeout_is_refused_on_a_plain_function_by_name():
 
         @Timeout("t", 1.0)
         def lookup(): ...
+
+
+def test_a_callable_object_that_is_guarded_goes_by_the_name_of_its_class():
+    class Answer:
+        def __call__(self):
+            return 42
+
+    named = breaker(Answer())
+    (guard,) = policies_of(named)
+    assert guard.name == f"{Answer.__module__}.{Answer.__qualname__}"
+    assert named() == 42
+
+
+def test_an_error_of_a_guard_further_in_leaves_a_block_as_itself():
+    class Replacing(Spy):
+        def exit(self, token, now, exc):
+            super().exit(token, now, exc)
+            raise RuntimeError("in its place") from exc
+
+    async def asynchronously(pipeline):
+        async with pipeline.scope():
+            raise ConnectionError
+
+    def plainly(pipeline):
+        with pipeline.scope():
+            raise ConnectionError
+
+    for block in (plainly, lambda pipeline: run(asynchronously(pipeline))):
+        heard = []  # a deadline ends a row, so the two guards stand in two
+        with pytest.raises(RuntimeError, match="in its place"):
+            block(Pipeline(Spy(heard, "outer"), Deadline("d", 1.0), Replacing(heard, "inner")))
+        assert heard == ["+outer", "+inner", "-inner ConnectionError", "-outer RuntimeError"]
+
+
+def test_the_name_of_a_pipeline_is_checked_as_its_own():
+    with pytest.raises(ValueError, match="a Pipeline's name must be 1 to 200 printable characters"):
+        Pipeline(name="")

@@ -200,3 +200,80 @@ def test_a_wrong_call_is_refused_where_it_is_made_and_counts_for_nothing():
     with pytest.raises(TypeError, match=r"give.. missing 1 required positional argument: 'value'"):
         guarded()
     assert breaker.snapshot().failures == 0
+
+
+class Rescuing:
+    """An around that acts on failures alone, and for once on nothing."""
+
+    def __init__(self, log):
+        self.log, self.rescues, self.passed = log, True, 0
+
+    async def around(self, call):
+        self.log.append("around")
+        return await call()
+
+    def around_sync(self, call):
+        return call()
+
+    async def rescue(self, exc, call):
+        self.log.append(type(exc).__name__)
+        try:
+            return await call()
+        finally:
+            del exc
+
+
+def test_an_around_that_acts_on_failures_alone_is_not_in_the_way_of_a_call_that_succeeds():
+    log = []
+    policy = Rescuing(log)
+    assert asyncio.run(Pipeline(policy)(give)("value")) == "value"
+    assert (log, policy.passed) == ([], 1)
+
+
+def test_an_around_that_acts_on_failures_alone_gets_the_error_and_the_call_with_its_arguments():
+    log = []
+
+    async def once(number, /, *rest, word="w"):
+        if not log:
+            raise ConnectionError
+        return number, rest, word
+
+    assert asyncio.run(Pipeline(Rescuing(log))(once)(1, 2, word="x")) == (1, (2,), "x")
+    assert log == ["ConnectionError"]
+
+
+def test_an_around_may_take_the_whole_call_after_all():
+    log = []
+    policy = Rescuing(log)
+    call = Pipeline(policy)(give)
+    policy.rescues = False
+    assert asyncio.run(call("value")) == "value"
+    assert log == ["around"]
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, KeyboardInterrupt, GeneratorExit])
+def test_what_is_no_exception_of_a_call_is_never_rescued(error):
+    log = []
+
+    async def leave():
+        raise error
+
+    with pytest.raises(error):
+        Pipeline(Rescuing(log))(leave)().send(None)
+    assert log == []
+
+
+def test_an_around_per_call_may_have_the_answer_at_once():
+    class Knowing:
+        def answer_for(self, args, kwargs):
+            return (True, "known") if args == (1,) else (False, self.around_for(args, kwargs))
+
+        def around_for(self, args, kwargs):
+            return Rescuing([])
+
+    call = Pipeline(Knowing())(give)
+
+    async def main():
+        return await call(1), await call(2)
+
+    assert asyncio.run(main()) == ("known", 2)

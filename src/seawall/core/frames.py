@@ -12,10 +12,10 @@ import anyio
 
 from seawall.core import gate
 from seawall.core.gate import EndSpan, Row
-from seawall.core.protocol import Around, AroundPerCall, Expiry, Token
+from seawall.core.protocol import Answering, Around, AroundPerCall, Expiry, Rescuer, Token
 from seawall.core.sleeping import async_sleeper
 from seawall.core.timers import disarm, hide, show
-from seawall.core.unrolled import make_frame
+from seawall.core.unrolled import make_frame, make_rescue_frame
 
 
 def async_frame(fn: Callable[..., Awaitable[Any]], row: Row, name: str | None) -> Callable[..., Awaitable[Any]]:
@@ -187,14 +187,23 @@ def _chooser(around: Around | AroundPerCall) -> Choose | None:
     return None if isinstance(around, Around) else around.around_for
 
 
-def around_frame(fn: Callable[..., Awaitable[Any]], around: Around | AroundPerCall) -> Callable[..., Awaitable[Any]]:
+def around_frame(fn: Callable[..., Awaitable[Any]], around: Any) -> Callable[..., Awaitable[Any]]:
     """`fn`, a coroutine function, owned by `around`."""
+    if isinstance(around, Rescuer):
+        return make_rescue_frame(fn, around)
     choose = _chooser(around)
     if choose is None:
-        run = cast(Around, around).around
+        run = around.around
 
         async def guarded(*args: Any, **kwargs: Any) -> Any:
             return await run(lambda: fn(*args, **kwargs))
+
+    elif isinstance(around, Answering):
+        answer_for = around.answer_for
+
+        async def guarded(*args: Any, **kwargs: Any) -> Any:
+            known, answer = answer_for(args, kwargs)
+            return answer if known else await answer.around(lambda: fn(*args, **kwargs))
 
     else:
 

@@ -67,6 +67,33 @@ class Around(Protocol):
 
 
 @runtime_checkable
+class Rescuer(Protocol):
+    """An around that only acts when a call failed, so that its frame can run the call without it.
+
+    While `rescues` is true a call that returns needs nothing but to be counted in `passed`, and one that raised an
+    exception goes on in `rescue`; while it is false, `around` runs the call. `passed` is counted without the lock: no
+    thread switch comes within `+= 1` where there is a GIL, and without one a count may be lost, never more.
+    """
+
+    passed: int
+
+    @property
+    def rescues(self) -> bool:
+        """Whether nothing matters but an exception."""
+
+    def rescue(self, exc: Exception, call: Callable[[], Awaitable[T]]) -> Awaitable[T]:
+        """The call failed with `exc`: what it returns in the end, or raises, `exc` as it was if nothing helps."""
+
+
+@runtime_checkable
+class Answering(Protocol):
+    """An around per call that may have the answer at once."""
+
+    def answer_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bool, Any]:
+        """True and the answer, or False and the around of the call with these arguments."""
+
+
+@runtime_checkable
 class GuardPerCall(Protocol):
     """Chooses the guard of one call by its arguments, without the lock: a tenant's limiter, a call's weight."""
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from seawall.core import events, gate
 from seawall.core.gate import Row
 from seawall.core.locking import lock, release_if_held
-from seawall.core.protocol import Wait
+from seawall.core.protocol import Rescuer, Wait
 from seawall.core.timers import arm, disarm
 
 # Every name of ours begins with an underscore, so that parameters may have theirs. Ctrl-C is handled when a call
@@ -95,6 +95,25 @@ if _span is not None:
 _LEAVE_JUDGED = """
 {disarm}
 _row.leave_well([{listed}], _span, _result)
+"""
+
+_RESCUE = """
+def _make(_fn, _around, _defaults):
+    async def guarded({parameters}):
+        if not _around.rescues:
+            return await _around.around(lambda: _fn({arguments}))
+        try:
+            _result = await _fn({arguments})
+        except Exception as _exc:
+            _error = _exc
+        else:
+            _around.passed += 1
+            return _result
+        try:
+            return await _around.rescue(_error, lambda: _fn({arguments}))
+        finally:
+            del _error
+    return guarded
 """
 
 
@@ -217,12 +236,10 @@ def _fill(template: str, **parts: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@functools.lru_cache(maxsize=512)  # of shapes; frames in use keep theirs
-def _maker(shape: Shape) -> Callable[..., Callable[..., Any]]:
-    text = source(shape)
-    flags = "".join(f", {flag}" for flag in ("timed", "per_call", "judging") if getattr(shape, flag))
-    filename = f"<seawall row of {shape.length}{flags}: {shape.signature.parameters}>"
-    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)  # for tracebacks
+def _compiled(text: str, what: str) -> Callable[..., Callable[..., Any]]:
+    """The `_make` of a source, which tracebacks can show."""
+    filename = f"<seawall {what}>"
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     scope: dict[str, Any] = {
         "_Wait": Wait,
         "_acquire": lock.acquire,
@@ -242,8 +259,25 @@ def _maker(shape: Shape) -> Callable[..., Callable[..., Any]]:
     return made
 
 
+@functools.lru_cache(maxsize=512)  # of shapes; frames in use keep theirs
+def _maker(shape: Shape) -> Callable[..., Callable[..., Any]]:
+    flags = "".join(f", {flag}" for flag in ("timed", "per_call", "judging") if getattr(shape, flag))
+    return _compiled(source(shape), f"row of {shape.length}{flags}: {shape.signature.parameters}")
+
+
+@functools.lru_cache(maxsize=512)
+def _rescue_maker(signature: Signature) -> Callable[..., Callable[..., Any]]:
+    parts = {"parameters": [signature.parameters], "arguments": [signature.arguments]}
+    return _compiled(_fill(_RESCUE, **parts), f"rescue: {signature.parameters}")
+
+
 def make_frame(fn: Callable[..., Any], row: Row, name: str | None, sleeper: Any, expiring: Any) -> Callable[..., Any]:
     """`fn`, a coroutine function, behind `row`."""
     signature = ANY if row.per_call else signature_of(fn)
     shape = Shape(len(row.members), row.timed, row.per_call, row.judging, signature)
     return _maker(shape)(fn, row, name, sleeper, expiring, _defaults_of(fn))
+
+
+def make_rescue_frame(fn: Callable[..., Any], around: Rescuer) -> Callable[..., Any]:
+    """`fn`, a coroutine function, behind an around that acts on its failures."""
+    return _rescue_maker(signature_of(fn))(fn, around, _defaults_of(fn))

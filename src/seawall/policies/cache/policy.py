@@ -157,6 +157,19 @@ class Cache(PolicyBase):
         """The look-up of the call with these arguments."""
         return Lookup(self, self._key_of(args, kwargs))
 
+    def answer_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bool, Any]:
+        """True and the value of the call with these arguments, where it is remembered and fresh; else its look-up."""
+        key = self._key_of(args, kwargs)
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                left = self.ttl - (gate.clock() - entry.at)
+                if left > self.refresh_ahead or (left > 0 and entry.refreshing):
+                    self._entries.move_to_end(key)
+                    self._hits += 1
+                    return True, entry.value
+        return False, Lookup(self, key)
+
     def _key_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
         key: Hashable
         if self.key is not None:

@@ -16,7 +16,6 @@ from seawall.policies.retry.rules import Budget, Duration, On, Rules, Stop, Wait
 from seawall.policies.retry.run import LONGEST, Run, TimeLimit
 
 T = TypeVar("T")
-_acquire, _release = gate.lock.acquire, gate.lock.release  # inline: `with` takes 80 ns more
 _OUTCOMES = ("succeeded_without_retry", "succeeded_with_retry", "failed_without_retry", "failed_with_retry")
 
 
@@ -113,10 +112,15 @@ class Retry(Rules, AroundPolicy):
         if not isinstance(until_first_item, bool):
             raise TypeError(f"until_first_item must be True or False, got {until_first_item!r}")
         self.until_first_item = self.streams = until_first_item
-        self._first = 0  # successes without a retry
+        self.passed = 0  # successes without a retry
         self._counts = [0, 0, 0]  # successes with one, failures without and with
         self._retries = 0
         self._register()
+
+    @property
+    def rescues(self) -> bool:
+        """Whether nothing matters but an exception; see `Rescuer`."""
+        return not self.watches
 
     async def around(self, call: Callable[[], Awaitable[T]]) -> T:
         """Run `call` until its outcome is not to be retried, or no attempt may follow."""
@@ -125,19 +129,25 @@ class Retry(Rules, AroundPolicy):
         try:
             result = await call()
         except Exception as exc:
-            run = Run(self)
-            if run.after(exc, None) is None:
-                run.close()
-                raise
+            error = exc
         else:
-            _acquire()
-            self._first += 1
-            _release()
+            self.passed += 1
             return result
         try:
+            return await self.rescue(error, call)
+        finally:
+            del error  # or it, its traceback and this frame would be a cycle
+
+    async def rescue(self, exc: Exception, call: Callable[[], Awaitable[T]]) -> T:
+        """The first attempt failed with `exc`: make others."""
+        run = Run(self)
+        try:
+            if run.after(exc, None) is None:
+                raise exc
             return await self._attempts(run, call)
         finally:
             run.close()
+            del exc
 
     async def _watched(self, call: Callable[[], Awaitable[T]]) -> T:
         run = Run(self)
@@ -179,9 +189,7 @@ class Retry(Rules, AroundPolicy):
                 run.close()
                 raise
         else:
-            _acquire()
-            self._first += 1
-            _release()
+            self.passed += 1
             return result
         try:
             return self._attempts_sync(run, call)
@@ -277,22 +285,22 @@ class Retry(Rules, AroundPolicy):
             if failed or retried:
                 self._counts[2 * failed + retried - 1] += 1
             else:
-                self._first += 1
+                self.passed += 1
 
     def _adopt(self, fresh: Self, now: float) -> None:
-        counted = {"_first": self._first, "_counts": self._counts, "_retries": self._retries}
+        counted = {"passed": self.passed, "_counts": self._counts, "_retries": self._retries}
         vars(self).update(vars(fresh) | counted)
 
     def snapshot(self) -> RetrySnapshot:
         """The counters at one moment."""
         with self._lock:
             later, failed, failed_later = self._counts
-            return RetrySnapshot(self._first, later, failed, failed_later, self._retries)
+            return RetrySnapshot(self.passed, later, failed, failed_later, self._retries)
 
     def counters(self) -> dict[str, int]:
         """What only grows, for exporters: calls by how they ended, and whether it took more than one attempt."""
         with self._lock:
-            return dict(zip(_OUTCOMES, (self._first, *self._counts), strict=True))
+            return dict(zip(_OUTCOMES, (self.passed, *self._counts), strict=True))
 
     def gauges(self) -> dict[str, float]:
         """What goes up and down, for exporters: nothing."""
