@@ -117,10 +117,14 @@ class Pipelines(Mapping[str, Pipeline]):
             ConfigurationError: says where; everything stays as it was.
         """
         with registry.unlisted():
-            _, fresh = _build(configuration, self._names)
-        for path in sorted(self._parts.keys() ^ fresh.keys()):
-            what = "is new" if path in fresh else "is gone"
+            pipelines, fresh = _build(configuration, self._names)
+        known, found = _places(self._pipelines, self._parts), _places(pipelines, fresh)
+        for path in sorted(known.keys() ^ found.keys()):
+            what = "is new" if path in found else "is gone"
             raise ConfigurationError(path, f"{what}; only settings can change while pipelines are in use")
+        for path, what in found.items():
+            if what != known[path]:
+                raise ConfigurationError(path, f"is {what} now, not {known[path]}; only settings can change")
         changes = []
         for path, (policy, settings) in self._parts.items():
             new, new_settings = fresh[path]
@@ -177,6 +181,16 @@ def _build(configuration: Mapping[str, object], names: Mapping[str, object]) -> 
         except (TypeError, ValueError) as error:
             raise ConfigurationError(path, str(error)) from error
     return pipelines, parts
+
+
+def _places(pipelines: Mapping[str, Pipeline], parts: _Parts) -> dict[str, str]:
+    """Every path there is, and at those of pipelines the path of the policy that stands there."""
+    path_of = {id(policy): path for path, (policy, _) in parts.items()}
+    places = {path: path for path in parts} | {f"pipelines.{name}": "a pipeline" for name in pipelines}
+    for name, pipeline in pipelines.items():
+        for index, policy in enumerate(pipeline.policies):
+            places[f"pipelines.{name}.policies[{index}]"] = path_of[id(policy)]
+    return places
 
 
 def _policies(path: str, table: object) -> list[object]:

@@ -398,16 +398,22 @@ def cache(
     )
 
 
-def single_flight(name: str | None = None, *, key: Callable[..., Hashable] | None = None) -> Decorator:
+@overload
+def single_flight(fn: Callable[P, T], /) -> Callable[P, T]: ...
+@overload
+def single_flight(fn: str | None = None, /, *, key: Callable[..., Hashable] | None = ...) -> Decorator: ...
+def single_flight(fn: object = None, /, *, key: Callable[..., Hashable] | None = None) -> object:
     """Let concurrent calls of a function with the same arguments share one run: a `Cache` that remembers nothing.
 
     Examples:
-        >>> @single_flight()
+        >>> @single_flight
         ... async def price(item: str) -> float: ...
     """
     from seawall.policies.cache import Cache
 
-    return _named(lambda named: Cache(named, ttl=0, key=key), name)
+    if fn is None or isinstance(fn, str):
+        return _named(lambda name: Cache(name, ttl=0, key=key), fn)
+    return Cache(label(fn), ttl=0)(fn)  # type: ignore[arg-type]
 
 
 def timeout(after: float | timedelta, *, name: str | None = None) -> Decorator:

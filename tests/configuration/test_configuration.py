@@ -102,7 +102,7 @@ def test_a_wrong_update_changes_nothing():
 @pytest.mark.parametrize(
     ("after", "message"),
     [
-        ({"pipelines": {}}, r"pipelines.pay.policies\[0\]: is gone; only settings can change"),
+        ({"pipelines": {}}, r"pipelines.pay: is gone; only settings can change"),
         (
             {"pipelines": {"pay": {"policies": [{"type": "breaker"}, {"type": "breaker"}]}}},
             r"pipelines.pay.policies\[1\]: is new",
@@ -117,6 +117,28 @@ def test_a_wrong_update_changes_nothing():
 def test_only_settings_may_change(after, message):
     with pytest.raises(ConfigurationError, match=message):
         Pipelines(one()).update(after)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"a": ["x", "y"], "b": ["y"], "c": ["x"]}, r"pipelines.c: is new; only settings can change"),
+        ({"a": ["x", "y"]}, r"pipelines.b: is gone; only settings can change"),
+        ({"a": ["x"], "b": ["y"]}, r"pipelines.a.policies\[1\]: is gone"),
+        ({"a": ["x", "y"], "b": ["y", "x"]}, r"pipelines.b.policies\[1\]: is new"),
+        ({"a": ["y", "x"], "b": ["y"]}, r"pipelines.a.policies\[0\]: is policies.y now, not policies.x; only settings"),
+    ],
+)
+def test_which_shared_policies_stand_where_may_not_change(rows, message):
+    policies = {"x": {"type": "breaker"}, "y": {"type": "bulkhead", "max_concurrent": 2}}
+
+    def using(rows):
+        return {"policies": policies, "pipelines": {name: {"policies": row} for name, row in rows.items()}}
+
+    pipelines = Pipelines(using({"a": ["x", "y"], "b": ["y"]}))
+    with pytest.raises(ConfigurationError, match=message):
+        pipelines.update(using(rows))
+    pipelines.update(using({"b": ["y"], "a": ["x", "y"]}))
 
 
 def test_a_change_that_one_policy_cannot_make_changes_none():

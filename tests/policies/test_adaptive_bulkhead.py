@@ -540,3 +540,9 @@ def test_no_reference_cycle_and_little_memory():
     assert not hasattr(guard._estimator._seen, "__dict__")
     assert sys.getsizeof(guard._estimator._seen) < 120
     assert isinstance(guard._estimator, GradientLimit)
+
+
+@pytest.mark.parametrize("setting", ["max_wait", "aging"])
+@pytest.mark.parametrize("seconds", [0, math.inf])
+def test_waits_and_aging_may_be_none_at_all_or_for_ever(setting, seconds):
+    assert getattr(AdaptiveBulkhead("a", **{setting: seconds}), setting) == seconds

@@ -674,3 +674,90 @@ def test_threads_that_wait_for_several_places_never_exceed_the_limit():
     for thread in threads:
         thread.join(60)
     assert (inside, worst <= 5, guard.snapshot().active, guard.snapshot().finished) == (0, True, 0, 400)
+
+
+def test_a_place_given_back_in_a_thread_wakes_the_waiter_on_its_loop():
+    places = Bulkhead("k", max_concurrent=1, max_queued=1, max_wait=60.0)
+    held = places.admit()
+
+    @places
+    async def call():
+        return "in"
+
+    async def main():
+        waiting = asyncio.ensure_future(call())
+        await asyncio.sleep(0)
+        assert places.snapshot().waiting == 1
+        await asyncio.to_thread(held.success)
+        return await asyncio.wait_for(waiting, 5.0)
+
+    assert asyncio.run(main()) == "in"
+
+
+def test_a_thread_that_waits_sleeps_instead_of_asking_again_and_again():
+    places = Bulkhead("k", max_concurrent=1, max_queued=1, max_wait=60.0)
+    held, asked, inside = places.admit(), [], []
+
+    def clock():
+        asked.append(threading.get_ident())
+        return 0.0
+
+    def enter():
+        with places.scope():
+            inside.append(asked.count(threading.get_ident()))
+
+    with use_clock(clock):
+        thread = threading.Thread(target=enter)
+        thread.start()
+        while not places.snapshot().waiting:
+            pass
+        thread.join(0.05)  # long enough to ask a thousand times
+        held.success()
+        thread.join(5.0)
+    assert len(inside) == 1
+    assert inside[0] < 10
+
+
+def test_a_call_that_is_cancelled_while_it_waits_is_no_success_to_the_guards_it_had_passed():
+    class Watching:
+        def __init__(self):
+            self.heard = []
+
+        def enter(self, now):
+            return None
+
+        def exit(self, token, now, exc):
+            self.heard.append(type(exc))
+
+    watch, places = Watching(), Bulkhead("k", max_concurrent=1, max_queued=1, max_wait=60.0)
+    inner = Bulkhead("inner", max_concurrent=1)
+
+    @Pipeline(watch, places, inner)
+    async def call(): ...
+
+    async def main():
+        with places.scope():
+            waiting = asyncio.ensure_future(call())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+    run(main())
+    assert watch.heard == [asyncio.CancelledError]
+    assert inner.snapshot().finished == 0
+
+
+def test_an_interrupt_in_a_thread_that_waits_leaves_the_queue_and_the_guards_before_it():
+    class Interrupted:
+        def __call__(self):
+            return 0.0
+
+        def sleep(self, seconds):
+            raise KeyboardInterrupt
+
+    outer, places = Bulkhead("outer", max_concurrent=1), Bulkhead("k", max_concurrent=1, max_queued=1, max_wait=60.0)
+    with use_clock(Interrupted()), places.scope():
+        with pytest.raises(KeyboardInterrupt), Pipeline(outer, places).scope():
+            pass
+        assert (places.snapshot().waiting, outer.snapshot().active) == (0, 0)

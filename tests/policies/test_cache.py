@@ -17,11 +17,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from seawall import Bulkhead, CallTimeoutError, CircuitBreaker, Deadline, Pipeline, Timeout, use_clock
+from seawall import (
+    Bulkhead,
+    CallTimeoutError,
+    CircuitBreaker,
+    Deadline,
+    Pipeline,
+    Timeout,
+    policies_of,
+    single_flight,
+    use_clock,
+)
 from seawall.core import ambient, tasks
 from seawall.policies.cache import Cache, RefreshFailed, StaleAnswered
 from seawall.policies.cache.flight import _aboard
-from seawall.testing import VirtualClock, run
+from seawall.testing import AsyncScript, VirtualClock, run
 
 
 def now():
@@ -578,7 +588,7 @@ def test_a_loop_that_has_ended_is_not_held():
         return weakref.ref(asyncio.get_running_loop())
 
     gone = asyncio.run(main())
-    asyncio.run(asyncio.sleep(0))  # this thread's timers are another loop's now
+    asyncio.run(Timeout("t", 1.0)(asyncio.sleep)(0))  # this thread's timers are another loop's now
     gc.collect()
     assert cache.snapshot().entries == 1
     assert gone() is None
@@ -1278,6 +1288,7 @@ def test_values_are_let_go_of_without_the_lock():
         ({"ttl": 1, "on": "x"}, TypeError, "on must be an exception class"),
         ({"ttl": 1, "key": "x"}, TypeError, "key must be a plain function, got 'x'"),
         ({"ttl": 1, "cache_if": asyncio.sleep}, TypeError, "cache_if must be a plain function"),
+        ({"ttl": 1, "cache_if": AsyncScript()}, TypeError, "cache_if must be a plain function"),
     ],
 )
 def test_a_bad_setting_is_refused_with_its_value_and_the_rule(setting, error, message):
@@ -1453,3 +1464,26 @@ def test_a_cache_that_a_pipeline_calls_with_serves_one_function_as_well():
         return await guard.call(_value, 1), await guard.call(_value, 1)
 
     assert run(main()) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "decorator",
+    [single_flight, single_flight(), single_flight("f"), single_flight(key=id)],
+    ids=["bare", "called", "named", "key"],
+)
+def test_single_flight_works_bare_called_named_and_with_a_key(decorator):
+    runs = []
+
+    @decorator
+    async def get(what):
+        runs.append(what)
+        await asyncio.sleep(1.0)
+        return what
+
+    async def main():
+        assert await asyncio.gather(get("a"), get("a")) == ["a", "a"]
+        assert await get("a") == "a"
+
+    run(main())
+    assert runs == ["a", "a"]
+    assert policies_of(get)[0].kind == "cache"

@@ -403,3 +403,36 @@ def test_events_say_why_the_state_changed():
         "the probes succeeded",
         "2 of 2 calls were slow",
     ]
+
+
+def test_slow_calls_that_end_after_a_change_of_state_are_all_counted():
+    guard = CircuitBreaker("b", slow_call_rate=0.5, slow_call_duration=2.0)
+    calls = [guard.enter(0.0) for _ in range(3)]
+    with use_clock(lambda: 1.0):
+        guard.force_open()
+    for call, error in zip(calls, (None, OSError(), None), strict=True):
+        guard.exit(call, 9.0, error)
+    with use_clock(lambda: 9.0):
+        seen = guard.snapshot()
+    assert (seen.successes, seen.failures, seen.slow) == (2, 1, 3)
+
+
+def test_a_reset_timeout_given_as_a_timedelta_reads_as_seconds():
+    assert CircuitBreaker("b", reset_timeout=timedelta(minutes=1)).reset_timeout == 60.0
+
+
+@pytest.mark.parametrize("then", ["open", "closed"])
+def test_the_event_says_that_the_probes_took_too_long(then):
+    heard = []
+    guard = CircuitBreaker("b", half_open_timeout=5.0, half_open_then=then, listeners=[heard.append])
+    with use_clock(lambda: 0.0):
+        guard.force_open(30.0)
+    with use_clock(lambda: 30.0):
+        probe = guard.admit()
+    with use_clock(lambda: 40.0):
+        probe.cancel()
+    assert (heard[-1].before, heard[-1].after, heard[-1].reason) == (
+        State.HALF_OPEN,
+        State(then),
+        "the probes took too long",
+    )

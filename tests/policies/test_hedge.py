@@ -25,7 +25,7 @@ from seawall.core import tasks
 from seawall.core.timers import running_timers
 from seawall.policies.hedge import Estimate, Hedge, HedgeLost, HedgeStarted, HedgeWon, Quantile
 from seawall.policies.retry_budget import RetryBudget
-from seawall.testing import run
+from seawall.testing import AsyncScript, run
 
 variable = contextvars.ContextVar("variable", default="nothing")
 
@@ -235,6 +235,7 @@ def test_a_predicate_that_fails_takes_the_result(caplog):
 
 
 @settings(max_examples=200, deadline=None)
+@example(script=[(7, "bad"), (0, "bad"), (2, "fatal"), (0, "good")], delay=5, count=4)
 @given(
     script=st.lists(
         st.tuples(st.integers(0, 12), st.sampled_from(["good", "bad", "error", "fatal"])), min_size=4, max_size=4
@@ -243,8 +244,8 @@ def test_a_predicate_that_fails_takes_the_result(caplog):
     count=st.integers(1, 4),
 )
 def test_it_agrees_with_a_plain_simulation(script, delay, count):
-    # Attempts take odd numbers of eighths, so that no end coincides with a start, whose order would be luck.
-    script = [(seconds + (2 * index + 1) / 32, outcome) for index, (seconds, outcome) in enumerate(script)]
+    # Each attempt takes another power of two besides, so that no two moments coincide, whose order would be luck.
+    script = [(seconds + 2**index / 64, outcome) for index, (seconds, outcome) in enumerate(script)]
     began, at, answer = [0.0], 0.0, None
     failed = set()
     while answer is None:
@@ -980,6 +981,7 @@ def test_plain_functions_and_generators_are_refused_with_the_reason():
         ({"delay": 1.0, "on": ValueError()}, TypeError, "on must be an exception class"),
         ({"delay": 1.0, "acceptable": 1}, TypeError, "acceptable must be a plain function of the result, got 1"),
         ({"delay": 1.0, "acceptable": asyncio.sleep}, TypeError, "acceptable must be a plain function"),
+        ({"delay": 1.0, "acceptable": AsyncScript()}, TypeError, "acceptable must be a plain function"),
         ({"delay": 1.0, "budget": 0.2}, TypeError, "budget must be a RetryBudget or do what one does, got 0.2"),
     ],
 )

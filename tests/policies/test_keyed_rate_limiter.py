@@ -392,3 +392,12 @@ async def an_async_key(key):
 def test_a_bad_setting_is_refused_with_its_value_and_the_rule(kwargs, error, rule):
     with pytest.raises(error, match=rule):
         limiter(**kwargs)
+
+
+@pytest.mark.parametrize(("cost", "left"), [(3, 7), (lambda key: 3, 9)])
+def test_a_block_costs_the_price_of_a_call_and_one_where_that_depends_on_arguments_it_has_not(cost, left):
+    tenants = limiter(burst=10, cost=cost)
+    with use_clock(lambda: 0.0):
+        with tenants["a"].scope():
+            pass
+        assert tenants["a"].available == left

@@ -285,5 +285,23 @@ def test_bad_bounds_are_refused(make, settings, error, rule):
     ],
 )
 def test_a_bad_setting_is_refused(make, settings):
-    with pytest.raises(ValueError, match=next(iter(settings))):
+    with pytest.raises(ValueError, match=f"^{next(iter(settings))} "):
         make(**settings)
+
+
+@pytest.mark.parametrize("start", [0.0, 1e6])
+def test_a_window_is_as_long_whatever_the_clock_says(start):
+    limit = GradientLimit(initial_limit=20, window=1.0, minimum_calls=2)
+    for ended in (4.0, 4.5, 7.9):  # calls of four seconds make a window of eight
+        limit.observe(start + ended, 4.0, 15, False)
+    assert math.isnan(limit.baseline)
+    limit.observe(start + 8.1, 4.0, 15, False)
+    assert limit.baseline == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(("wait", "full"), [(0.9, False), (1.1, True)])
+def test_a_window_of_quick_calls_lasts_as_long_as_it_was_told_to(wait, full):
+    limit = GradientLimit(initial_limit=20, window=1.0, minimum_calls=2)
+    for ended in (0.1, wait):
+        limit.observe(1e6 + ended, 0.1, 15, False)
+    assert math.isnan(limit.baseline) is not full

@@ -375,6 +375,18 @@ def test_a_container_without_cgroups_is_refused_with_the_cure(monkeypatch):
         CpuSignal(container=True)
 
 
+def test_the_cgroup_is_the_one_of_this_process_and_where_that_looks_like_none_the_root(tmp_path, monkeypatch):
+    monkeypatch.setattr(signals, "Path", lambda path: tmp_path / path[1:])
+    root, named = tmp_path / "sys/fs/cgroup", tmp_path / "proc/self/cgroup"
+    for folder in (root / "app.slice", named.parent):
+        folder.mkdir(parents=True)
+    named.write_text("1:name=old:/elsewhere\n0::/app.slice\n")
+    (root / "cpu.stat").touch()
+    assert signals._cgroup() == root
+    (root / "app.slice/cpu.stat").touch()
+    assert signals._cgroup() == root / "app.slice"
+
+
 def test_a_queue_that_is_empty_now_and_then_is_no_overload():
     delays = iter([0.9, 0.9, 0.0, 0.9, 0.9, 0.9, 0.9, 0.9])
     late = QueueDelaySignal(lambda: next(delays), start=0.1, full=0.5)

@@ -335,3 +335,25 @@ def test_a_cost_given_before_the_burst_went_down_is_refused_with_the_reason():
     with pytest.raises(ValueError, match=r"cost must be at most the burst of 'r', 5, .* got 10"):
         dear.enter(0.5)
     assert guard.snapshot().waiting == 0
+
+
+def test_nothing_is_available_while_a_dear_call_waits_though_a_cheap_one_would_fit():
+    guard = RateLimiter("r", rate=1, burst=5, max_wait=60.0)
+    with use_clock(lambda: 0.0):
+        for _ in range(3):
+            guard.enter(0.0)
+        assert guard.snapshot().available == 2
+        with pytest.raises(Wait):
+            guard.enter_at(0.0, 5)
+        seen = guard.snapshot()
+        assert (seen.available, seen.waiting) == (0, 1)
+
+
+@pytest.mark.parametrize("rate", [0.5, 4])
+def test_what_a_reservation_did_not_need_comes_back_at_once_at_any_rate(rate):
+    guard = RateLimiter("r", rate=rate, burst=10)
+    with use_clock(lambda: 100.0):
+        guard.reserve(8).settle(3)
+        assert guard.snapshot().available == 7
+    with use_clock(lambda: 100.0 + 2 / rate):
+        assert guard.snapshot().available == 9

@@ -129,14 +129,15 @@ def test_a_listener_that_fails_harms_no_call(caplog):
     assert "division by zero" in caplog.text
 
 
-def test_b17_a_cancellation_ends_a_retry_at_once():
+@pytest.mark.parametrize("settings", [{"attempts": 100}, {"attempts": None, "stop": lambda attempt: False}])
+def test_b17_a_cancellation_ends_a_retry_at_once(settings):
     script = AsyncScript(then=after(1.0, ConnectionError()))
 
     async def main(cancel_at):
         began = now()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(cancel_at):
-                await retry(on=lambda error: True, attempts=None, stop=lambda attempt: False)(script)()
+                await retry(on=lambda error: True, **settings)(script)()
         assert now() - began == pytest.approx(cancel_at)
 
     run(main(0.5))  # in an attempt

@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 
 from seawall import CallTimeoutError, use_clock
-from seawall.core import ambient
+from seawall.core import ambient, gate
 from seawall.policies.retry import Reason, Retry
 from seawall.policies.retry_budget import RetryBudget
 from seawall.testing import VirtualClock, run
@@ -245,3 +245,18 @@ def test_a_block_works_on_trio():
     with use_clock(clock.current_time):
         began = clock.current_time()
         trio.run(main, clock=clock)
+
+
+def test_on_trio_too_the_time_limit_of_a_block_is_the_deadline_inside_and_nowhere_else():
+    trio = pytest.importorskip("trio")
+    seen = []
+
+    async def main():
+        async for attempt in retry(timeout=5.0).loop():
+            with attempt:
+                seen.append(ambient.deadline.get() - gate.now())
+        seen.append(ambient.deadline.get())
+
+    trio.run(main)
+    assert 4.0 < seen[0] <= 5.0
+    assert seen[1] == math.inf

@@ -171,3 +171,46 @@ def test_counters_only_grow_though_the_window_forgets():
 def test_a_bad_setting_is_refused_with_its_value_and_the_rule(kwargs, error, rule):
     with pytest.raises(error, match=rule):
         SLO("s", **kwargs)
+
+
+def test_a_burn_rate_over_six_hours_begins_six_hours_ago():
+    guard = SLO("s", target=0.9)
+    call(guard, 0.0, OSError())
+    call(guard, 5.9 * 3600)
+    with use_clock(lambda: 5.9 * 3600):
+        assert guard.burn_rate(6 * 3600) == pytest.approx(5.0)
+    with use_clock(lambda: 6.2 * 3600):
+        assert guard.burn_rate(6 * 3600) == 0.0
+
+
+def test_another_window_begins_anew_and_another_target_judges_what_was_seen():
+    guard = SLO("s", target=0.9, window=60.0)
+    with use_clock(lambda: 10.0):
+        for error in (None, None, None, OSError()):
+            call(guard, 10.0, error)
+        assert guard.burn_rate() == pytest.approx(2.5)
+        guard.update(target=0.5, latency=0.25, on=ValueError, ignore=OSError)
+        assert guard.burn_rate() == pytest.approx(0.5)
+        call(guard, 10.0, took=0.3)
+        call(guard, 10.0, OSError())
+        assert guard.counters() == {"good": 3, "bad": 2, "neither": 1}
+        guard.update(window=120.0)
+        assert (guard.window, guard.burn_rate(120.0), guard.error_budget) == (120.0, 0.0, 1.0)
+        call(guard, 10.0, ValueError())
+        assert guard.burn_rate(120.0) == 2.0
+        assert guard.counters() == {"good": 3, "bad": 3, "neither": 1}
+
+
+def test_a_budget_that_a_new_target_makes_whole_may_be_exhausted_and_told_again():
+    heard = []
+    guard = SLO("s", target=0.9, listeners=[heard.append])
+    with use_clock(lambda: 1.0):
+        guard.admit().success()
+        guard.admit().failure(OSError())
+        assert len(heard) == 1
+        guard.update(target=0.2)
+        guard.admit().failure(OSError())
+        assert len(heard) == 1
+        guard.update(target=0.9)
+        guard.admit().failure(OSError())
+    assert len(heard) == 2

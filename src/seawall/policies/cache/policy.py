@@ -353,6 +353,8 @@ class Cache(PolicyBase):
 
 
 def _plain(setting: str, function: Any) -> Any:
-    if function is not None and (not callable(function) or inspect.iscoroutinefunction(function)):
+    if function is None:
+        return None
+    if not callable(function) or any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
         raise TypeError(f"{setting} must be a plain function, got {function!r}")
     return function

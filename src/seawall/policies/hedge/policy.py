@@ -237,6 +237,6 @@ def _seconds(delay: float | timedelta) -> float:
 
 
 def _plain(acceptable: Any) -> Callable[..., bool]:
-    if not callable(acceptable) or inspect.iscoroutinefunction(acceptable):
+    if not callable(acceptable) or any(map(inspect.iscoroutinefunction, (acceptable, type(acceptable).__call__))):
         raise TypeError(f"acceptable must be a plain function of the result, got {acceptable!r}")
     return acceptable  # type: ignore[no-any-return]
