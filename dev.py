@@ -28,7 +28,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent
 MODEL = "smollm2-135m"
-BENCHES_WITHOUT_MODEL = frozenset({"adaptive", "overhead", "soak_permits", "telemetry", "web"})
+BENCHES_WITHOUT_MODEL = frozenset(
+    {"adaptive", "backend", "overhead", "quantize_arrays", "soak_permits", "telemetry", "web"}
+)
 
 
 class Needs(NamedTuple):

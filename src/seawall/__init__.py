@@ -39,6 +39,7 @@ from seawall.decorators import (  # isort: skip
 
 if TYPE_CHECKING:
     from seawall.engine import Engine
+    from seawall.inference import Backend
     from seawall.policies.adaptive_bulkhead import (
         AdaptiveBulkhead,
         AdaptiveBulkheadSnapshot,
@@ -101,6 +102,7 @@ __all__ = [
     "AdaptiveBulkheadSnapshot",
     "Around",
     "Attempt",
+    "Backend",
     "BreakerSnapshot",
     "BudgetExhausted",
     "Bulkhead",
@@ -251,12 +253,13 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "seawall.policies.retry_budget": ("RetryBudget", "RetryBudgetExhausted", "RetryBudgetSnapshot"),
     "seawall.policies.timeout": ("CallTimedOut", "Timeout"),
     "seawall.engine": ("Engine",),
+    "seawall.inference": ("Backend",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
-    """A policy, or `Engine`, on first use; `Engine` needs the `cpu` or `gpu` extra, which policies don't."""
+    """A policy, `Engine` or `Backend` on first use; these two need the `cpu` or `gpu` extra, which policies don't."""
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

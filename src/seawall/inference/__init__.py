@@ -24,16 +24,34 @@ if TYPE_CHECKING:
     from .generate.sampling import Greedy, Sampling
     from .generate.sequence import Sequence, Step
     from .quality import perplexity
+    from .runtime.backend import Backend
+    from .runtime.pool import share_threads
+    from .runtime.report import Report
 
-__all__ = ["Decoder", "Greedy", "Sampling", "Sequence", "Step", "errors", "models", "perplexity"]
+__all__ = [
+    "Backend",
+    "Decoder",
+    "Greedy",
+    "Report",
+    "Sampling",
+    "Sequence",
+    "Step",
+    "errors",
+    "models",
+    "perplexity",
+    "share_threads",
+]
 
 _HOMES = {
+    "Backend": "runtime.backend",
     "Decoder": "generate.decoder",
     "Greedy": "generate.sampling",
+    "Report": "runtime.report",
     "Sampling": "generate.sampling",
     "Sequence": "generate.sequence",
     "Step": "generate.sequence",
     "perplexity": "quality",
+    "share_threads": "runtime.pool",
 }
 
 

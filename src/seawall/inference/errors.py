@@ -12,12 +12,21 @@ ModelError
 |   +-- PromptTooLongError
 |   +-- InvalidPromptError                       wrong type, unknown role, token out of range
 +-- InvalidSettingError          (ValueError)    a setting outside its range
++-- InvalidArrayError            (ValueError)    an array of a type or shape that cannot be quantized or compared
+|   +-- NotFiniteError                           NaN or infinity among its values
 +-- DecoderClosedError                           used after close()
 +-- SequenceBusyError                            two threads stepped one sequence at once
 +-- GenerationCancelledError                     cancel() was called; neither success nor failure
++-- BackendClosedError                           used after close() or drain(), or closed meanwhile
++-- RunDeadlineError             (TimeoutError)  the run's own deadline passed; retryable
 +-- RuntimeFailure                               ONNX Runtime failed
     +-- RuntimeMisuseError                       a request it can never run
-    +-- RuntimeExhaustedError                    out of memory
+    |   +-- InvalidInputError    (ValueError)    an input that the model does not take
+    |   +-- ProviderError                        what was asked for is not what would serve
+    |   +-- ForkedBackendError                   loaded before a fork, used in the child
+    +-- RuntimeExhaustedError                    out of memory; retryable
+    +-- RuntimeDeviceError                       the provider or its device failed; retryable on a new session
+    +-- RuntimeInterruptedError                  stopped from outside; retryable
 MissingExtraError                (ImportError)   an optional package is not installed
 """
 
@@ -28,7 +37,13 @@ from collections.abc import Iterable
 
 
 class ModelError(Exception):
-    """Base of everything that can go wrong with a model; catch it to fall back to something else."""
+    """Base of everything that can go wrong with a model; catch it to fall back to something else.
+
+    Attributes:
+        retryable: whether the same call may succeed later.
+    """
+
+    retryable = False
 
 
 class UnknownModelError(ModelError, ValueError):
@@ -122,6 +137,24 @@ class InvalidSettingError(ModelError, ValueError):
     """A setting is outside its range; the message holds the value and the range."""
 
 
+class InvalidArrayError(ModelError, ValueError):
+    """The array has a type or shape that cannot be quantized, packed or compared."""
+
+
+class NotFiniteError(InvalidArrayError):
+    """The array holds NaN or infinity.
+
+    Attributes:
+        count: how many such values were found.
+        index: where the first of them is.
+    """
+
+    def __init__(self, count: int, index: tuple[int, ...]) -> None:
+        self.count = count
+        self.index = index
+        super().__init__(f"expected finite values, found {count} NaN or infinite, the first at {list(index)}")
+
+
 class DecoderClosedError(ModelError):
     """The decoder or the sequence was closed; load or start a new one."""
 
@@ -134,6 +167,20 @@ class GenerationCancelledError(ModelError):
     """`cancel` or `close` was called on the sequence: neither a success nor a failure of the model."""
 
 
+class BackendClosedError(ModelError):
+    """The backend was closed or is draining; load a new one."""
+
+
+class RunDeadlineError(ModelError, TimeoutError):
+    """A run was ended by the deadline that came with it; the same call may be faster another time."""
+
+    retryable = True
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        super().__init__(f"the run did not end within its deadline of {deadline:g} s")
+
+
 class RuntimeFailure(ModelError):
     """ONNX Runtime failed; the original exception is the `__cause__`.
 
@@ -142,19 +189,76 @@ class RuntimeFailure(ModelError):
         retryable: whether the same call may succeed later.
     """
 
-    retryable = False
-
     def __init__(self, doing: str, error: BaseException | str) -> None:
         self.kind = error if isinstance(error, str) else type(error).__name__
-        super().__init__(f"ONNX Runtime failed while {doing}: {self.kind}: {error}")
+        text = error if isinstance(error, str) else f"{self.kind}: {error}".rstrip()
+        super().__init__(f"ONNX Runtime failed while {doing}: {text}")
 
 
 class RuntimeMisuseError(RuntimeFailure):
     """ONNX Runtime refused the request or the model itself; repeating it cannot help."""
 
 
+class InvalidInputError(RuntimeMisuseError, ValueError):
+    """An input that the model does not take, found before ONNX Runtime saw it.
+
+    Attributes:
+        input: name of the input.
+        value: what was given, in a few words; never the data.
+        rule: what the model takes.
+    """
+
+    def __init__(self, name: str, value: str, rule: str) -> None:
+        self.input = name
+        self.value = value
+        self.rule = rule
+        self.kind = "InvalidInput"
+        ModelError.__init__(self, f"input {name!r}: {rule}, got {value}")
+
+
+class ProviderError(RuntimeMisuseError):
+    """An execution provider that was asked for would not serve the model, or not all of it.
+
+    Attributes:
+        requested: the providers that were asked for.
+        serving: those that are there, or that the session uses.
+    """
+
+    def __init__(self, requested: Iterable[str], serving: Iterable[str], why: str) -> None:
+        self.requested = tuple(requested)
+        self.serving = tuple(serving)
+        self.kind = "Provider"
+        ModelError.__init__(
+            self, f"asked for {' and '.join(self.requested)}: {why}; there is {' and '.join(self.serving) or 'none'}"
+        )
+
+
+class ForkedBackendError(RuntimeMisuseError):
+    """A backend crossed a fork: its threads stayed in the parent, so a run in the child would wait for ever."""
+
+    def __init__(self, name: str, parent: int, child: int) -> None:
+        self.kind = "Forked"
+        ModelError.__init__(
+            self,
+            f"backend {name!r} was loaded in process {parent} and used in its fork {child}: "
+            "load it in each worker process, after the fork, or start workers with spawn",
+        )
+
+
 class RuntimeExhaustedError(RuntimeFailure):
     """ONNX Runtime ran out of memory; retryable once other work has finished."""
+
+    retryable = True
+
+
+class RuntimeDeviceError(RuntimeFailure):
+    """The execution provider or its device failed; the call may succeed on a session loaded anew."""
+
+    retryable = True
+
+
+class RuntimeInterruptedError(RuntimeFailure):
+    """The work was stopped from outside before it was done; nothing is wrong with it."""
 
     retryable = True
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from seawall.inference.quantize.bits import pack_bits, unpack_bits
+
 Array = np.ndarray[Any, Any]
 _SMALLEST = 1e-30  # a scale below this has no finite inverse in float32, and nothing to say
 
@@ -51,7 +53,7 @@ def pack(weights: Array, *, bits: int, block: int) -> PackedWeight:
     levels += lowest
     unsigned = levels.astype(np.uint8)
     return PackedWeight(
-        _halves(unsigned) if bits == 4 else unsigned, scales.astype(np.float32), rows, columns, bits, block
+        pack_bits(unsigned, bits) if bits == 4 else unsigned, scales.astype(np.float32), rows, columns, bits, block
     )
 
 
@@ -66,11 +68,6 @@ def unpack(packed: PackedWeight) -> Array:
     """The float32 matrix that the packed weight stands for."""
     data = packed.data
     if packed.bits == 4:
-        data = np.stack((data & 15, data >> 4), axis=-1).reshape(packed.rows, -1, packed.block)
+        data = unpack_bits(data, packed.bits, packed.block, signed=False)
     values: Array = (data.astype(np.float32) - (1 << (packed.bits - 1))) * packed.scales[:, :, None]
     return values.reshape(packed.rows, -1)[:, : packed.columns]
-
-
-def _halves(levels: Array) -> Array:
-    paired: Array = levels[:, :, 0::2] | (levels[:, :, 1::2] << 4)
-    return paired

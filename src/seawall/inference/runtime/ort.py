@@ -10,18 +10,24 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
+import re
 import sys
+import threading
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from seawall.inference.errors import (
     GenerationCancelledError,
+    InvalidSettingError,
     MissingExtraError,
+    RuntimeDeviceError,
     RuntimeExhaustedError,
     RuntimeFailure,
+    RuntimeInterruptedError,
     RuntimeMisuseError,
 )
 
@@ -68,6 +74,21 @@ def check_single_distribution(installed: list[str]) -> None:
         )
 
 
+def check_no_skew(installed: Sequence[str], module: str, library: str) -> None:
+    """Raise where the installed distribution, the module that is imported and its library are of different versions.
+
+    That is what is left where one distribution overwrote another and was uninstalled again.
+    """
+    claimed = {name.rpartition(" ")[2] for name in installed}
+    if claimed <= {module} and module == library:
+        return
+    raise RuntimeMisuseError(
+        "importing onnxruntime",
+        f"{' and '.join(installed) or 'no distribution'} is installed, but the module is {module} and its library "
+        f"{library}: uninstall every onnxruntime distribution, then install seawall[cpu] or seawall[gpu] again",
+    )
+
+
 _silence_telemetry()
 try:
     import onnxruntime as _ort  # type: ignore[import-untyped, unused-ignore]
@@ -80,27 +101,39 @@ RunOptions = Any
 
 version: str = _ort.__version__
 
-_EXCEPTIONS: tuple[type[BaseException], ...] = (
+EXCEPTIONS: tuple[type[BaseException], ...] = (
     RuntimeError,
     ValueError,
+    TypeError,
+    MemoryError,
     *(
         found
         for found in vars(_ort.capi.onnxruntime_pybind11_state).values()
         if isinstance(found, type) and issubclass(found, Exception)
     ),
 )
-_MISUSE = frozenset(
-    {
-        "InvalidArgument",
-        "InvalidGraph",
-        "InvalidProtobuf",
-        "NoSuchFile",
-        "NoModel",
-        "NotImplemented",
-        "ValueError",
-    }
-)
-_OUT_OF_MEMORY = ("allocate memory", "bad_alloc", "out of memory", "bad allocation")
+KINDS: Mapping[str, type[RuntimeFailure]] = {
+    "Fail": RuntimeFailure,
+    "RuntimeException": RuntimeFailure,
+    "RuntimeError": RuntimeFailure,
+    "InvalidArgument": RuntimeMisuseError,
+    "InvalidGraph": RuntimeMisuseError,
+    "InvalidProtobuf": RuntimeMisuseError,
+    "ModelLoaded": RuntimeMisuseError,
+    "ModelRequiresCompilation": RuntimeMisuseError,
+    "NoModel": RuntimeMisuseError,
+    "NoSuchFile": RuntimeMisuseError,
+    "NotFound": RuntimeMisuseError,
+    "NotImplemented": RuntimeMisuseError,
+    "TypeError": RuntimeMisuseError,
+    "ValueError": RuntimeMisuseError,
+    "MemoryError": RuntimeExhaustedError,
+    "DeviceReset": RuntimeDeviceError,
+    "EPFail": RuntimeDeviceError,
+    "EngineError": RuntimeDeviceError,
+    "ModelLoadCanceled": RuntimeInterruptedError,
+}
+_OUT_OF_MEMORY = ("allocate memory", "bad_alloc", "out of memory", "bad allocation", "available memory of")
 
 
 def typed(doing: str, error: BaseException) -> RuntimeFailure | GenerationCancelledError:
@@ -110,8 +143,7 @@ def typed(doing: str, error: BaseException) -> RuntimeFailure | GenerationCancel
         return GenerationCancelledError("the sequence was cancelled while a step was running")
     if any(sign in text.lower() for sign in _OUT_OF_MEMORY):
         return RuntimeExhaustedError(doing, error)
-    kind = RuntimeMisuseError if type(error).__name__ in _MISUSE else RuntimeFailure
-    return kind(doing, error)
+    return KINDS.get(type(error).__name__, RuntimeFailure)(doing, error)
 
 
 def build_session(path: Path, *, threads: int) -> Session:
@@ -121,16 +153,11 @@ def build_session(path: Path, *, threads: int) -> Session:
     less than half. Nothing falls back to another provider, and nothing is printed.
     """
     check_single_distribution(installed_distributions())
-    options = _ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = _ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 4  # errors reach the caller as exceptions; ORT would print them as well
-    options.enable_mem_pattern = False  # a pattern is kept for every chunk length ever seen
+    options = _options(threads)
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         return _ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
-    except _EXCEPTIONS as error:
+    except EXCEPTIONS as error:
         raise typed(f"loading {path}", error) from error
 
 
@@ -150,5 +177,144 @@ def run(session: Session, binding: Any, options: RunOptions) -> None:
     """Run the bound inputs into the bound outputs; the GIL is released meanwhile."""
     try:
         session.run_with_iobinding(binding, options)
-    except _EXCEPTIONS as error:
+    except EXCEPTIONS as error:
         raise typed("running the model", error) from error
+
+
+class Node(NamedTuple):
+    """A node as it was handed to a provider, before that provider's own rewrites."""
+
+    provider: str
+    name: str
+    op_type: str
+
+
+class Opened(NamedTuple):
+    """A session, and the bytes that its memory limit leaves for runs, None without one."""
+
+    session: Session
+    room: int | None
+
+
+_CPU_ARENA = ("Cpu", _ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, _ort.OrtMemType.DEFAULT)
+_SPIN_US = "200"  # measured: as fast as spinning 30 ms, and an idle pool sleeps; not spinning at all costs 50 %
+_SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
+_PROBE = (  # y = ConstantOfShape(n), for `_room`
+    b'\x08\n\x12\x00:?\n\x17\n\x01n\x12\x01y"\x0fConstantOfShape\x12\x01gZ\x0f\n\x01n\x12\n\n\x08\x08\x07\x12\x04\n\x02'
+    b"\x08\x01b\x10\n\x01y\x12\x0b\n\t\x08\x01\x12\x05\n\x03\x12\x01nB\x04\n\x00\x10\x15"
+)
+_loading = threading.Lock()  # a load puts its own arena into the process-wide environment for a while
+_shared: list[int] = []
+
+
+def available_providers() -> list[str]:
+    """The execution providers that this build of ONNX Runtime knows."""
+    return list(_ort.get_available_providers())
+
+
+def share_threads(threads: int) -> None:
+    """Make one pool of `threads` threads for all sessions that are loaded from now on; see `pool.share_threads`."""
+    with _loading:
+        if _shared:
+            if _shared != [threads]:
+                raise InvalidSettingError(
+                    f"threads must be {_shared[0]}, the size that the shared pool has already, got {threads}"
+                )
+            return
+        try:
+            _ort.set_global_thread_pool_sizes(threads, 1)
+        except EXCEPTIONS as error:
+            raise typed("sharing threads", error) from error
+        _shared.append(threads)
+
+
+def shared_threads() -> int | None:
+    """Threads of the shared pool, or None where every session has a pool of its own."""
+    return _shared[0] if _shared else None
+
+
+def _options(threads: int) -> Any:
+    options = _ort.SessionOptions()
+    if _shared:
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    options.execution_mode = _ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 4  # errors reach the caller as exceptions; ORT would print them as well
+    options.enable_mem_pattern = False  # a pattern is kept for every shape ever seen
+    return options
+
+
+def open_session(
+    model: str | bytes,
+    *,
+    providers: Sequence[tuple[str, Mapping[str, str]]],
+    threads: int,
+    memory_limit: int | None = None,
+    entries: Mapping[str, str] | None = None,
+    optimized_to: Path | None = None,
+) -> Opened:
+    """Load any ONNX model; ONNX Runtime's own exceptions pass.
+
+    The session gets an arena of its own, which grows by what is asked for, not by doubling, and up to
+    `memory_limit` bytes. Only an arena of the process-wide environment can be limited, so this one is
+    registered there, picked up by the session, and taken out again.
+    """
+    check_single_distribution(found := installed_distributions())
+    check_no_skew(found, version, _ort.get_version_string())
+    options = _options(threads)
+    options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    for key, value in (entries or {}).items():
+        options.add_session_config_entry(key, value)
+    if optimized_to is not None:
+        options.optimized_model_filepath = str(optimized_to)
+    asked = [(name, dict(settings)) for name, settings in providers]
+    with _loading:
+        _register_arena(memory_limit or 0)
+        try:
+            session = _ort.InferenceSession(model, options, providers=asked, enable_fallback=0)
+            return Opened(session, None if memory_limit is None else _room(memory_limit))
+        finally:
+            _register_arena(0)  # or the environment would keep the memory after the session is gone
+
+
+def _room(limit: int) -> int:
+    """Bytes that the weights in the registered arena leave for runs; 0 where they take all of it, or more.
+
+    Weights count but are not checked, and where they exceed the limit what is left wraps around and nothing is
+    limited any more. ONNX Runtime tells what is left only in its refusal, so it is asked for far too much.
+    """
+    options = _options(1)
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    probe = _ort.InferenceSession(_PROBE, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    try:
+        probe.run(None, {"n": np.array([1 << 50], np.int64)}, run_options())
+    except EXCEPTIONS as error:
+        found = re.search(r"Available memory of (\d+)", str(error))
+        return min(int(found[1]), limit) if found else 0
+    return 0
+
+
+def _register_arena(limit: int) -> None:
+    arena = _ort.OrtArenaCfg({"max_mem": limit, "arena_extend_strategy": 1})  # 1: kSameAsRequested
+    _ort.create_and_register_allocator(_ort.OrtMemoryInfo(*_CPU_ARENA), arena)
+
+
+def assigned_nodes(session: Session) -> list[Node]:
+    """Which provider got which node; empty where this ONNX Runtime does not tell."""
+    tell = getattr(session, "get_provider_graph_assignment_info", None)
+    if tell is None:
+        return []
+    return [Node(part.ep_name, node.name, node.op_type) for part in tell() for node in part.get_nodes()]
+
+
+def shrink(session: Session, feed: Mapping[str, Any]) -> None:
+    """Give the arena's unused memory back to the system, in 35 us: a run that is terminated before its first node."""
+    options = run_options()
+    options.add_run_config_entry(*_SHRINK)
+    options.terminate = True
+    with contextlib.suppress(*EXCEPTIONS):
+        session.run(None, feed, options)

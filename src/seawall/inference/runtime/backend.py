@@ -1,0 +1,369 @@
+"""Any ONNX model in this process, hardened: it serves what was asked for, ends when told to, and says why not."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import anyio.to_thread
+
+from seawall.inference.errors import (
+    BackendClosedError,
+    ForkedBackendError,
+    GenerationCancelledError,
+    InvalidSettingError,
+    ModelError,
+    RunDeadlineError,
+    RuntimeExhaustedError,
+)
+
+from . import loading, ort
+from .calls import Call, Watchdog
+from .inputs import Array, InputRules, Port
+from .providers import CPU, Provider
+from .report import Report, build_report
+from .threads import available_threads
+from .worker import Job, Workers
+
+_LONGEST = 86_400.0 * 365
+
+
+class Backend:
+    """An ONNX model in this process, for any number of tasks, event loops and threads at once.
+
+    ```python
+    import numpy as np
+    import onnx
+    from onnx.parser import parse_model
+
+    from seawall.inference import Backend
+
+    text = '<ir_version: 10, opset_import: ["" : 21]> double (float[n] x) => (float[n] y) { y = Add(x, x) }'
+    with Backend.load(parse_model(text).SerializeToString()) as backend:
+        print(backend.run_sync({"x": np.array([1, 2, 3], dtype=np.float32)}))
+    #> {'y': array([2., 4., 6.], dtype=float32)}
+    ```
+
+    Made by `load`. Close it, or use it in a `with` or `async with`: one that is dropped gives its threads back
+    all the same, with a ResourceWarning.
+
+    Attributes:
+        name: file name of the model, or "model" for bytes.
+        inputs: what the model takes.
+        outputs: what it gives.
+        threads: threads that a run uses, the calling one included.
+        memory_limit: most bytes that weights and runs may hold at once on the CPU, or None.
+        room: what the weights leave of them for runs, or None.
+    """
+
+    def __init__(
+        self,
+        opened: ort.Opened,
+        *,
+        model: str | bytes,
+        requested: Sequence[tuple[str, Mapping[str, str]]],
+        threads: int,
+        memory_limit: int | None,
+        workers: int,
+        digest: str,
+    ) -> None:
+        self.name = Path(model).name if isinstance(model, str) else "model"
+        session = opened.session
+        self.inputs = tuple(Port.of(port) for port in session.get_inputs())
+        self.outputs = tuple(Port.of(port) for port in session.get_outputs())
+        self.threads = threads
+        self.memory_limit = memory_limit
+        self.room = opened.room
+        self._model = model
+        self._requested = requested
+        self._digest = digest
+        self._rules = InputRules(self.inputs, map(Port.of, session.get_overridable_initializers()))
+        self._output_names = [port.name for port in self.outputs]
+        self._session: ort.Session | None = session
+        self._process = os.getpid()
+        self._closing = False
+        self._calls: set[Call] = set()
+        self._lock = threading.RLock()  # reentrant: a finaliser or a signal handler may close meanwhile
+        self._idle = threading.Condition(self._lock)
+        self._workers = Workers(f"seawall {self.name}", workers)
+        self._watchdog = Watchdog(f"seawall {self.name} deadlines")
+        self._dropped = weakref.finalize(self, _abandon, self.name, self._process, self._workers, self._watchdog)
+        self._dropped.atexit = False
+        _open.add(self)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | os.PathLike[str] | bytes,
+        *,
+        providers: Sequence[Provider] = (CPU,),
+        threads: int | None = None,
+        memory_limit: int | None = None,
+        workers: int = 1,
+        strict: bool = True,
+    ) -> Self:
+        """Load an ONNX model; blocks while it reads, so call it in a worker thread where an event loop runs.
+
+        Args:
+            model: path of an .onnx file, its external data beside it, or the bytes of one.
+            providers: ONNX Runtime's execution providers in order of preference, each a name or (name, options).
+            threads: threads of a run, the calling one included. None for as many as affinity and CPU quota allow.
+            memory_limit: most bytes that the weights and all runs may hold at once on the CPU. A run that needs
+                more raises RuntimeExhaustedError, and the next one is served.
+            workers: how many runs of coroutines may be at work at once; `run_sync` runs in its caller.
+            strict: refuse to serve other than asked: a provider that is missing, does not start, takes none of
+                the nodes, or leaves some to one that is not listed. False warns, and serves with what there is.
+
+        Raises:
+            ModelError: CorruptModelError, ProviderError, InvalidSettingError, or RuntimeFailure.
+        """
+        source, name = loading.source_of(model)
+        asked = loading.checked_settings(providers, threads, memory_limit, workers)
+        size = ort.shared_threads() or (available_threads() if threads is None else threads)
+        opened = loading.open_model(source, name, asked, strict=strict, threads=size, memory_limit=memory_limit)
+        if opened.room == 0:
+            raise InvalidSettingError(f"memory_limit is {memory_limit} bytes, which the weights of {name} fill alone")
+        return cls(
+            opened,
+            model=source,
+            requested=asked,
+            threads=size,
+            memory_limit=memory_limit,
+            workers=workers,
+            digest=loading.digest_of(source),
+        )
+
+    def run_sync(self, inputs: Mapping[str, Array], *, deadline: float | timedelta | None = None) -> dict[str, Array]:
+        """Run the model in this thread; the GIL is released meanwhile.
+
+        Args:
+            inputs: an array for each input.
+            deadline: seconds after which the run is ended, within one node. None never ends it.
+
+        Returns:
+            The outputs by name. NaN and infinity in them are the model's answer, and pass.
+
+        Raises:
+            InvalidInputError: the model does not take these inputs; ONNX Runtime has not seen them.
+            RunDeadlineError: the deadline passed first.
+            ModelError: RuntimeFailure, BackendClosedError or ForkedBackendError.
+        """
+        feed = self._rules.check(inputs)
+        call, session = self._enter(deadline)
+        try:
+            return self._execute(session, call, feed)
+        finally:
+            self._leave(call)
+
+    async def run(self, inputs: Mapping[str, Array], *, deadline: float | timedelta | None = None) -> dict[str, Array]:
+        """Run the model in a worker thread; on asyncio and on trio. Arguments and errors are those of `run_sync`.
+
+        The deadline includes the wait for a worker. A caller that is cancelled ends its run within one node, and
+        the cancellation leaves once the worker is free again.
+        """
+        feed = self._rules.check(inputs)
+        call, session = self._enter(deadline)
+        try:
+            job = Job(call, partial(self._execute, session, call, feed), self._leave)
+            outcome: dict[str, Array] = await self._workers.run(job)
+        except BaseException:
+            if not call.queued:  # no worker will ever see it
+                self._leave(call)
+            raise
+        if outcome is None:  # it was ended while it waited for a worker
+            raise self._ended(call)
+        return outcome
+
+    def warm_up(self, inputs: Mapping[str, Array] | None = None) -> float:
+        """Run the model once and give the seconds it took; memory is touched and kernels are prepared by then.
+
+        Without `inputs` it gets the smallest that it takes: zeros, and 1 for every free dimension. Where a
+        model does not work on those, give it some of its own.
+        """
+        start = time.perf_counter()
+        self.run_sync(self._rules.sample() if inputs is None else inputs)
+        return time.perf_counter() - start
+
+    def shrink(self) -> None:
+        """Give memory that no run uses now back to the system. Costs microseconds; the next runs allocate anew."""
+        call, session = self._enter(None)
+        try:
+            ort.shrink(session, self._rules.sample())
+        finally:
+            self._leave(call)
+
+    def report(self) -> Report:
+        """What really serves: provider and kernel of every node. Builds the graph a second time, so keep it."""
+        call, session = self._enter(None)
+        try:
+            return build_report(self, session, self._model, self._requested, self._digest, self._workers.size)
+        finally:
+            self._leave(call)
+
+    @property
+    def calls(self) -> int:
+        """Runs that are at work, or wait for a worker."""
+        return len(self._calls)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more calls."""
+        return self._closing
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Take no more calls, and wait until those in flight have ended; False if `timeout` seconds were too few.
+
+        Blocks, so on an event loop await it in a thread.
+        """
+        self._refuse_fork()
+        with self._idle:
+            self._closing = True
+            return self._idle.wait_for(self._no_others, timeout)
+
+    def close(self) -> None:
+        """Let the model go. Runs in flight end within one node with BackendClosedError; `drain` first spares them.
+
+        Blocks until they have ended and the worker threads are gone. Closing again does nothing.
+        """
+        self._dropped.detach()
+        if os.getpid() != self._process:
+            return  # the threads to end are in the parent
+        with self._idle:
+            self._closing = True
+            for call in list(self._calls):
+                call.end("closed")
+        self._workers.stop()
+        self._watchdog.stop()
+        with self._idle:
+            self._idle.wait_for(self._no_others)
+        self._workers.join()
+        self._watchdog.join()
+        self._session = None
+        _open.discard(self)
+
+    async def aclose(self) -> None:
+        """`close`, without blocking the event loop."""
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<Backend {self.name!r}, {'closed' if self._closing else f'{len(self._calls)} calls'}>"
+
+    def _enter(self, deadline: float | timedelta | None) -> tuple[Call, ort.Session]:
+        self._refuse_fork()
+        seconds = None if deadline is None else _seconds(deadline)
+        call = Call(ort.run_options(), seconds)
+        with self._lock:
+            if self._closing:
+                raise BackendClosedError(f"backend {self.name!r} is closed: load a new one")
+            self._calls.add(call)
+            session = self._session
+        if seconds is not None:
+            if seconds > 0:
+                self._watchdog.watch(call, seconds)
+            else:
+                call.end("deadline")
+        return call, session
+
+    def _leave(self, call: Call) -> None:
+        call.finish()
+        with self._lock:
+            self._calls.discard(call)
+            if self._closing:
+                self._idle.notify_all()
+
+    def _execute(self, session: ort.Session, call: Call, feed: dict[str, Any]) -> dict[str, Array]:
+        """One run; a second one where memory ran out, since under a limit free memory may lie in pieces."""
+        for last in (self.memory_limit is None, True):
+            try:
+                return dict(zip(self._output_names, session.run(self._output_names, feed, call.options), strict=True))
+            except ort.EXCEPTIONS as error:
+                failure = ort.typed(f"running {self.name}", error)
+                if isinstance(failure, GenerationCancelledError):
+                    raise self._ended(call) from None
+                if last or not isinstance(failure, RuntimeExhaustedError):
+                    raise failure from error
+            ort.shrink(session, feed)
+        raise AssertionError("unreachable")
+
+    def _ended(self, call: Call) -> ModelError:
+        if call.why == "deadline" and call.deadline is not None:
+            return RunDeadlineError(call.deadline)
+        if call.why == "closed":
+            return BackendClosedError(f"backend {self.name!r} was closed during the run")
+        return GenerationCancelledError(f"the run of {self.name!r} was cancelled")
+
+    def _no_others(self) -> bool:
+        """Whether no call is in flight but those that this very thread, a signal handler perhaps, interrupts."""
+        here = threading.get_ident()
+        return all(call.thread == here for call in self._calls)
+
+    def _refuse_fork(self) -> None:
+        if os.getpid() != self._process:
+            raise ForkedBackendError(self.name, self._process, os.getpid())
+
+
+_open: weakref.WeakSet[Backend] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_open() -> None:
+    """End the runs of daemon threads before the interpreter goes; ONNX Runtime aborts the process otherwise."""
+    for backend in list(_open):
+        backend.close()
+
+
+def _keep_inherited() -> None:
+    """In a forked child: never destroy an inherited session, for that waits for threads which are not here."""
+    import ctypes
+
+    for backend in list(_open):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(backend._session))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_inherited)
+
+
+def _abandon(name: str, process: int, workers: Workers, watchdog: Watchdog) -> None:
+    """A backend was collected that nobody closed."""
+    if os.getpid() != process:
+        return
+    workers.stop()
+    watchdog.stop()
+    warnings.warn(f"backend {name!r} was dropped without close()", ResourceWarning, stacklevel=2)
+
+
+def _seconds(deadline: float | timedelta) -> float:
+    seconds: object = deadline.total_seconds() if isinstance(deadline, timedelta) else deadline
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or math.isnan(seconds):
+        raise InvalidSettingError(f"deadline must be a number of seconds, got {deadline!r}")
+    return min(float(seconds), _LONGEST)
