@@ -89,6 +89,8 @@ def test_a_runtime_that_was_imported_first_is_warned_about(tmp_path):
     ("package", "module", "name"),
     [
         ("numpy", "generate.decoder", "numpy"),
+        ("numpy", "quantize", "numpy"),
+        ("ml_dtypes", "quantize", "ml_dtypes"),
         ("onnxruntime", "runtime.ort", "onnxruntime"),
         ("gguf", "models.gguf_file", "gguf"),
         ("onnx", "models.graph", "onnx"),
@@ -104,9 +106,13 @@ def test_a_missing_package_says_which_extra_to_install(tmp_path, package, module
     assert last.endswith("pip install 'seawall[cpu]'")
 
 
-def test_the_convenient_names_say_so_as_well(tmp_path):
-    done = python("import sys\nsys.modules['numpy'] = None\nfrom seawall.inference import Decoder", tmp_path)
-    assert "MissingExtraError" in done.stderr
+@pytest.mark.parametrize("package", ["numpy", "onnxruntime"])
+@pytest.mark.parametrize(
+    "name", ["seawall.inference import Decoder", "seawall.inference import Backend", "seawall import Backend"]
+)
+def test_the_convenient_names_say_so_as_well(tmp_path, package, name):
+    done = python(f"import sys\nsys.modules[{package!r}] = None\nfrom {name}", tmp_path)
+    assert "MissingExtraError: inference needs the package" in done.stderr
 
 
 def test_two_installed_runtimes_are_refused():

@@ -60,7 +60,12 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"{__name__}.models")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name == "numpy":  # the one package that nearly every module begins with
+            raise errors.MissingExtraError("numpy") from error
+        raise
 
 
 def __dir__() -> list[str]:

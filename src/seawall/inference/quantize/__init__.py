@@ -4,6 +4,13 @@ Nothing here knows a model: recipes for whole models build on these functions. `
 scheme costs and loses.
 """
 
+from seawall.inference.errors import MissingExtraError
+
+try:
+    import numpy as np  # noqa: F401 - every module below needs it; here it is missed with advice
+except ImportError as error:
+    raise MissingExtraError("numpy") from error
+
 from .arrays import Quantized, dequantize, quantize
 from .bits import pack_bits, unpack_bits
 from .float8 import decode_e4m3, decode_e5m2, encode_e4m3, encode_e5m2
