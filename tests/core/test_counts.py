@@ -54,3 +54,14 @@ def test_slots_that_passed_without_a_call_count_as_empty():
     counts[0] += 2
     assert [window.since(now, counts)[0] for now in (7.5, 9.9, 10.1, 16.9, 17.1)] == [6, 6, 2, 2, 0]
     assert window.since(7.5, counts, 3.0) == [2]
+
+
+def test_a_slot_that_is_over_but_for_a_rounding_error_of_the_division_is_over():
+    window = RollingWindow(0.5, slots=12, width=1)
+    slot, now = 0.5 / 12, 7738 * (0.5 / 12)
+    assert math.floor(now / slot) == 7737
+    window.turn(now - slot / 2, [0])
+    assert window.turns_at == now
+    window.turn(now, [3])
+    assert window.turns_at == 7739 * slot
+    assert window.since(now + slot / 2, [5], slot) == [2]

@@ -528,6 +528,14 @@ def test_a_pipeline_calls_a_function_once():
     assert run(row.call(double, 4)) == 8
 
 
+def test_a_pipeline_passes_all_arguments_on():
+    async def power(base, *, to):
+        return base**to
+
+    assert run(Pipeline().call(power, 2, to=5)) == 32
+    assert Pipeline().call_sync(sorted, [1, 3, 2], reverse=True) == [3, 2, 1]
+
+
 def test_an_empty_pipeline_changes_nothing():
     assert Pipeline()(lambda x: x + 1)(1) == 2
     with Pipeline().scope():
@@ -576,3 +584,31 @@ def test_an_error_of_a_guard_further_in_leaves_a_block_as_itself():
 def test_the_name_of_a_pipeline_is_checked_as_its_own():
     with pytest.raises(ValueError, match="a Pipeline's name must be 1 to 200 printable characters"):
         Pipeline(name="")
+
+
+def test_a_generator_that_is_refused_never_starts(log):
+    refusing = CircuitBreaker("b")
+
+    @Pipeline(Spy(log), refusing)
+    def items():
+        log.append("started")
+        yield 1
+
+    refusing.force_open()
+    with pytest.raises(CircuitOpenError):
+        next(items())
+    assert log == ["+spy", "-spy CircuitOpenError"]
+
+
+def test_a_bare_decorator_above_a_static_or_class_method_names_its_policy_after_the_function():
+    class Bank:
+        @breaker
+        @staticmethod
+        def pay(): ...
+
+        @breaker
+        @classmethod
+        def refund(cls): ...
+
+    names = [policies_of(fn)[0].name for fn in (Bank.pay, Bank.refund)]
+    assert names == [f"{Bank.__module__}.{Bank.__qualname__}.{name}" for name in ("pay", "refund")]

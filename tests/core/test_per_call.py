@@ -7,7 +7,17 @@ import logging
 
 import pytest
 
-from seawall import Bulkhead, Pipeline, RateLimiter, Rejected, Timeout, policies_of
+from seawall import (
+    Bulkhead,
+    CircuitBreaker,
+    Pipeline,
+    RateLimiter,
+    Rejected,
+    State,
+    Timeout,
+    policies_of,
+    use_clock,
+)
 from seawall.core.ambient import Priority, current_priority, priority
 from seawall.core.costing import costing
 from seawall.core.events import ask
@@ -233,3 +243,72 @@ def test_a_limiter_and_a_chosen_guard_share_one_row():
         call("b")
     assert "b" in per_tenant.places  # chosen, for the choice is made before the row is entered
     assert per_tenant.places["b"].snapshot().finished == 0
+
+
+class Counting:
+    """Runs the calls of one tenant, and counts them."""
+
+    streams = True
+
+    def __init__(self):
+        self.calls = 0
+
+    async def around(self, call):
+        self.calls += 1
+        return await call()
+
+    def around_sync(self, call):
+        self.calls += 1
+        return call()
+
+    def around_stream(self, call):
+        self.calls += 1
+        return call()
+
+
+class AroundPerTenant:
+    """A `Counting` a tenant."""
+
+    streams = True
+
+    def __init__(self):
+        self.tenants = {"a": Counting(), "b": Counting()}
+
+    def around_for(self, args, kwargs):
+        return self.tenants[kwargs["tenant"]]
+
+
+def test_an_around_chosen_by_the_arguments_passes_them_all_on():
+    per_tenant = AroundPerTenant()
+
+    @Pipeline(per_tenant)
+    def plain(text, *, tenant):
+        return text + tenant
+
+    @Pipeline(per_tenant)
+    async def coroutine(text, *, tenant):
+        return text + tenant
+
+    @Pipeline(per_tenant)
+    async def stream(text, *, tenant):
+        yield text + tenant
+
+    async def main():
+        return [await coroutine("2", tenant="b"), *[item async for item in stream("3", tenant="b")]]
+
+    assert [plain("1", tenant="a"), *asyncio.run(main())] == ["1a", "2b", "3b"]
+    assert [one.calls for one in per_tenant.tenants.values()] == [1, 2]
+
+
+def test_an_interrupt_in_a_listener_gives_back_what_a_permit_had_entered():
+    def interrupt(event):
+        if event.after is State.HALF_OPEN:
+            raise KeyboardInterrupt
+
+    places = Bulkhead("k", max_concurrent=1)
+    watch = CircuitBreaker("b", reset_timeout=1.0, listeners=[interrupt])
+    with use_clock(lambda: 0.0):
+        watch.force_open()
+    with use_clock(lambda: 60.0), pytest.raises(KeyboardInterrupt):
+        Pipeline(places, watch).admit()  # the first probe, which is an event
+    assert places.snapshot().active == 0

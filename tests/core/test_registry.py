@@ -5,6 +5,7 @@ import gc
 import pytest
 
 from seawall import Bulkhead, CircuitBreaker, live
+from seawall.core import registry
 
 
 def mine(names):
@@ -40,3 +41,12 @@ def test_a_guarded_function_keeps_its_policy_alive_and_no_longer():
     del pay
     gc.collect()
     assert mine({"registry-held"}) == []
+
+
+def test_a_policy_that_is_gone_leaves_nothing_behind():
+    gc.collect()
+    before = len(registry._entries)
+    for _ in range(50):
+        Bulkhead("registry-passing", max_concurrent=1)
+    gc.collect()
+    assert len(registry._entries) == before

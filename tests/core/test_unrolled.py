@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import threading
 import traceback
+import weakref
 
 import pytest
 
-from seawall import Bulkhead, CallTimeoutError, CircuitBreaker, Pipeline, Rejected, Timeout, use_clock
+from seawall import Bulkhead, CallTimeoutError, CircuitBreaker, Pipeline, Rejected, State, Timeout, use_clock
 from seawall.core import gate
 from seawall.core.unrolled import Shape, source
 from seawall.testing import run
@@ -277,3 +279,76 @@ def test_an_around_per_call_may_have_the_answer_at_once():
         return await call(1), await call(2)
 
     assert asyncio.run(main()) == ("known", 2)
+
+
+def half_open(*listeners):
+    """A breaker whose next call is a probe, and the time at which it is."""
+    watch = CircuitBreaker("b", reset_timeout=1.0, listeners=listeners)
+    with use_clock(lambda: 0.0):
+        watch.force_open()
+    return watch, use_clock(lambda: 60.0)
+
+
+def test_what_happened_as_a_call_came_in_is_told_before_it_begins_and_the_rest_before_it_is_over():
+    heard, inside = [], []
+    watch, later = half_open(heard.append)
+    heard.clear()
+
+    @watch
+    async def call():
+        inside.extend(heard)
+
+    with later:
+        asyncio.run(call())
+        assert [event.after for event in inside] == [State.HALF_OPEN]
+        assert [event.after for event in heard] == [State.HALF_OPEN, State.CLOSED]
+
+
+@pytest.mark.parametrize("moment", [State.HALF_OPEN, State.CLOSED])
+def test_an_interrupt_in_a_listener_as_a_call_comes_or_goes_gives_its_place_back_once(moment):
+    def interrupt(event):
+        if event.after is moment:
+            raise KeyboardInterrupt
+
+    watch, later = half_open(interrupt)
+    places = Bulkhead("k", max_concurrent=1)
+
+    @Pipeline(places, watch)
+    async def call(): ...
+
+    with later:
+        with pytest.raises(KeyboardInterrupt):
+            call().send(None)
+        assert (places.snapshot().active, places.snapshot().finished) == (0, 1)
+
+
+def test_a_call_that_was_not_rescued_leaves_no_reference_cycle():
+    class Helpless(Rescuing):
+        async def rescue(self, exc, call):
+            try:
+                raise exc
+            finally:
+                del exc
+
+    async def fail():
+        raise OwnError
+
+    guarded = Pipeline(Helpless([]))(fail)
+
+    def once():
+        try:
+            guarded().send(None)
+        except OwnError as error:
+            return weakref.ref(error)
+
+    once()
+    gc.collect()
+    gc.disable()
+    try:
+        assert once()() is None
+    finally:
+        gc.enable()
+
+
+class OwnError(Exception):
+    pass

@@ -174,6 +174,7 @@ def test_the_chance_to_be_refused_rises_from_none_to_certainty_as_the_queue_grow
             joined.append(False)
     assert all(joined[:200])
     assert 200 < guard.snapshot().waiting <= 300
+    assert not all(joined[:300])  # some are refused long before the queue is full
     middle = joined[200:400]
     assert 0.3 < statistics.mean(middle) < 0.95
     assert not any(joined[-200:])
@@ -546,3 +547,13 @@ def test_no_reference_cycle_and_little_memory():
 @pytest.mark.parametrize("seconds", [0, math.inf])
 def test_waits_and_aging_may_be_none_at_all_or_for_ever(setting, seconds):
     assert getattr(AdaptiveBulkhead("a", **{setting: seconds}), setting) == seconds
+
+
+def test_a_call_that_got_its_place_from_one_that_left_is_measured_from_then_on():
+    guard = bulkhead(1)
+    held = guard.enter(0.0)
+    leaving, next_one = queue_up(guard), queue_up(guard)
+    guard.exit(held, 0.1, None)
+    leaving.abandon(0.2)  # cancelled after it was served and before it ran
+    guard.exit(next_one.resume(0.25), 0.5, None)
+    assert [latency for _, latency, _, _ in guard._estimator.told] == pytest.approx([0.1, 0.3])

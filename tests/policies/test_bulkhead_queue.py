@@ -761,3 +761,15 @@ def test_an_interrupt_in_a_thread_that_waits_leaves_the_queue_and_the_guards_bef
         with pytest.raises(KeyboardInterrupt), Pipeline(outer, places).scope():
             pass
         assert (places.snapshot().waiting, outer.snapshot().active) == (0, 0)
+
+
+def test_a_call_that_has_waited_just_as_long_as_a_level_is_worth_comes_after_the_higher_one():
+    places = Bulkhead("k", max_concurrent=1, max_queued=2, max_wait=60.0, aging=1.0)
+    held = places.enter(0.0)
+    waits = []
+    for now, level in ((0.0, Priority.NORMAL), (1.0, Priority.HIGH)):
+        with priority(level), pytest.raises(Wait) as waiting:
+            places.enter(now)
+        waits.append(waiting.value)
+    places.exit(held, 2.0, None)
+    assert [wait.granted for wait in waits] == [False, True]

@@ -642,6 +642,7 @@ def test_a_function_that_calls_itself_with_the_same_arguments_runs_again_instead
     run(main())
     depth.clear()
     assert get_sync("a") == "<<inner>>"
+    assert [policies_of(fn)[0].snapshot().misses for fn in (get, get_sync)] == [3, 3]
 
 
 def test_runs_that_would_wait_for_each_other_do_not():
@@ -1487,3 +1488,18 @@ def test_single_flight_works_bare_called_named_and_with_a_key(decorator):
     run(main())
     assert runs == ["a", "a"]
     assert policies_of(get)[0].kind == "cache"
+
+
+def test_keyword_arguments_reach_the_function_and_tell_calls_apart():
+    @Cache("c", ttl=10)
+    async def get(x, *, times):
+        return x * times
+
+    @Cache("s", ttl=10)
+    def get_sync(x, *, times):
+        return x * times
+
+    async def main():
+        return [await get("a", times=times) for times in (1, 2, 1)]
+
+    assert run(main()) == [get_sync("a", times=times) for times in (1, 2, 1)] == ["a", "aa", "a"]

@@ -291,3 +291,21 @@ def test_it_changes_while_in_use():
 def test_its_error_is_a_timeout():
     assert issubclass(DeadlineExceededError, CallTimeoutError)
     assert issubclass(CallTimeoutError, TimeoutError)
+
+
+def test_a_call_that_begins_when_its_time_is_up_is_an_event_with_its_moment():
+    heard = []
+    late = Pipeline(Deadline("outer", 1.0), Bulkhead("k", max_concurrent=1))
+    inner = Deadline("inner", 5.0, listeners=[heard.append])
+
+    async def main():
+        with pytest.raises(CallTimeoutError):
+            async with late.scope():
+                try:
+                    await asyncio.sleep(3.0)
+                finally:
+                    with pytest.raises(DeadlinePassedError), inner.scope():
+                        pass
+
+    run(main())
+    assert [(event.policy, event.at) for event in heard] == [("inner", 1.0)]

@@ -476,3 +476,10 @@ def test_it_works_on_trio():
         return f"told of {replaced}"
 
     assert trio.run(Fallback("f", step)(AsyncScript(OSError(1)))) == "told of 1"
+
+
+def test_a_result_that_was_looked_at_and_is_fine_counts_once():
+    policy = Fallback("f", value="instead", on_result=lambda result: result is None)
+    assert [outcome(policy, 1), outcome(policy, 2), outcome(policy, None)] == [1, 2, "instead"]
+    assert [outcome_sync(policy, 1), outcome_sync(policy, 2), outcome_sync(policy, None)] == [1, 2, "instead"]
+    assert policy.counters() == {"succeeded": 4, "replaced": 2, "failed": 0}

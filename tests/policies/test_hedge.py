@@ -1289,3 +1289,18 @@ def test_on_trio_when_all_fail_the_caller_gets_the_first_ones_failure():
             await Hedge("h", delay=1.0)(attempts)()
 
     run_trio(main)
+
+
+def test_a_budget_that_looks_back_over_time_allows_another_attempt_when_the_last_is_forgotten():
+    budget = RetryBudget("r", ratio=0.2, floor=0.1, window=10.0)  # one attempt in ten seconds, and a fifth of the calls
+    call = Hedge("h", delay=1.0, budget=budget)(asyncio.sleep)
+
+    async def main():
+        await call(2)
+        await call(2)
+        assert (budget.snapshot().extras, budget.snapshot().refused) == (1, 1)
+        await asyncio.sleep(30)
+        await call(2)
+        assert (budget.snapshot().extras, budget.snapshot().refused) == (2, 1)
+
+    run(main())

@@ -357,3 +357,14 @@ def test_what_a_reservation_did_not_need_comes_back_at_once_at_any_rate(rate):
         assert guard.snapshot().available == 7
     with use_clock(lambda: 100.0 + 2 / rate):
         assert guard.snapshot().available == 9
+
+
+@pytest.mark.parametrize("cost", [2, lambda status: 2])
+def test_a_dear_calls_result_drains_it_as_any_other_calls_does(cost):
+    guard = RateLimiter("r", rate=1, burst=10, drain_on=lambda status: status == 429)
+    call = guard.costing(cost)(lambda status: status)
+    with use_clock(lambda: 0.0):
+        call(200)
+        assert guard.snapshot().available == 8
+        call(429)
+        assert guard.snapshot().available < 2

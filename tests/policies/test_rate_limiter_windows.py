@@ -103,3 +103,14 @@ def test_the_snapshot_of_a_window_says_what_is_left_in_it():
         with use_clock(lambda: 60.0):
             assert guard.snapshot().available == 5
             assert guard.at_rest(60.0)
+
+
+@pytest.mark.parametrize(("algorithm", "left"), [("fixed_window", 0.5), ("sliding_window", 1.0)])
+def test_drained_after_a_pause_it_is_closed_for_the_rest_of_the_window_of_now(algorithm, left):
+    guard = RateLimiter("r", rate=2, algorithm=algorithm)
+    guard.enter(0.0)
+    with use_clock(lambda: 5.5):
+        guard.drain()
+        with pytest.raises(RateLimitedError) as refused:
+            guard.enter(5.5)
+    assert refused.value.retry_after == pytest.approx(left)

@@ -153,3 +153,12 @@ def test_it_is_what_a_retry_wants_and_decorates_nothing():
     assert isinstance(budget(), retry.Budget)
     with pytest.raises(TypeError, match="no policy"):
         budget()(len)
+
+
+def test_calls_that_have_ended_count_in_the_window_after_a_change_of_the_share_too():
+    with use_clock(VirtualClock()):
+        one = began(budget(ratio=0.2, floor=0), 10)
+        for _ in range(10):
+            one.call_ended()
+        one.update(ratio=0.5)
+        assert granted(one, 50) == 5

@@ -119,6 +119,8 @@ class LoadShedder(GuardPolicy):
             raise ValueError(f"window must be {SHORTEST} s or more, got {window!r} s")
         self.minimum_calls = checks.count("minimum_calls", minimum_calls)
         self.max_rejection = checks.fraction("max_rejection", max_rejection)
+        if not isinstance(signals, Iterable):
+            raise TypeError(f"signals must be an iterable of signals, got {signals!r}")
         self.signals = tuple(signals)
         for signal in self.signals:
             if not callable(getattr(signal, "sample", None)):
