@@ -529,6 +529,7 @@ def test_as_a_decorator():
         ({"minimum_calls": 0}, ValueError, "minimum_calls must be 1 or more, got 0"),
         ({"max_rejection": 0}, ValueError, "max_rejection must be in"),
         ({"signals": [max]}, TypeError, r"signals must have a method sample\(now\)"),
+        ({"signals": object()}, TypeError, "signals must be an iterable of signals"),
         ({"on": "errors"}, TypeError, "on must be an exception class"),
         ({"rng": 7}, TypeError, "rng must be a random.Random, got 7"),
     ],
