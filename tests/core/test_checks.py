@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from seawall import SLO, Timeout
+from seawall import SLO, CircuitBreaker, Keyed, KeyedRateLimiter, Timeout
 from seawall.core import checks
 
 
@@ -59,3 +59,27 @@ def test_a_name_is_short_and_printable(name):
 def test_exceptions_are_classes(on):
     with pytest.raises(TypeError, match="on must be an exception class or a tuple of them"):
         checks.exceptions("on", on)
+
+
+class Awaited:
+    """Called, it gives a coroutine."""
+
+    async def __call__(self, value): ...
+
+
+async def awaited(value): ...
+
+
+@pytest.mark.parametrize("value", [5, None, "len", awaited, Awaited()])
+def test_what_nobody_would_await_must_be_a_plain_function(value):
+    with pytest.raises(TypeError, match=r"^key must be a plain function of the arguments, got "):
+        checks.function("key", value, of="the arguments")
+    assert checks.function("key", len) is len
+
+
+@pytest.mark.parametrize(
+    "make", [lambda key: Keyed("k", CircuitBreaker, key=key), lambda key: KeyedRateLimiter("k", rate=1, key=key)]
+)
+def test_a_key_that_would_be_a_coroutine_is_refused_where_it_is_given(make):
+    with pytest.raises(TypeError, match=r"^key must be a plain function of a call's arguments, got .*awaited"):
+        make(Awaited())

@@ -249,7 +249,7 @@ def generator(replaced):
         ((told,), {"on": 5}, "on must be"),
         ((told,), {"on": (OSError, 5)}, "on must be"),
         ((told,), {"on": later}, "on must be a plain function"),
-        ((told,), {"on_result": 5}, "on_result must be a function"),
+        ((told,), {"on_result": 5}, "on_result must be a plain function, got"),
         ((told,), {"on_result": later}, "on_result must be a plain function"),
     ],
 )

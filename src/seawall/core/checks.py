@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
+import inspect
 import math
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Final, TypeVar
 
+F = TypeVar("F")
 L = TypeVar("L")
 
 
@@ -81,6 +83,17 @@ def listeners(value: Iterable[L]) -> tuple[L, ...]:
         if not callable(one):
             raise TypeError(f"listeners must be functions of an event, got {one!r}")
     return functions
+
+
+def function(setting: str, value: F, *, of: str = "") -> F:
+    """`value` as a function that is called where nothing can be awaited; `of` says what it is given."""
+    if not callable(value):
+        raise TypeError(f"{setting} must be a plain function{of and f' of {of}'}, got {value!r}")
+    if inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(type(value).__call__):
+        raise TypeError(
+            f"{setting} must be a plain function{of and f' of {of}'}, got {value!r}: its answer would never be awaited"
+        )
+    return value
 
 
 def exceptions(

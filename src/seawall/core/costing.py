@@ -32,7 +32,7 @@ class Costly(Protocol):
 
 
 class AtCost:
-    """`policy`, at a fixed cost a call. Decorates functions and guards blocks like the policy itself."""
+    """`policy`, at a fixed cost a call. Decorates functions, and guards blocks through `scope()`."""
 
     def __init__(self, policy: Costly, cost: int) -> None:
         self.policy = policy

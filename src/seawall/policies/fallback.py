@@ -103,9 +103,9 @@ class Fallback(AroundPolicy):
             raise TypeError(f"Fallback {name!r} has nothing to fall back to: give it steps or a value")
         self._classes = _classes(on)
         if self._classes is None:
-            _plain("on", on)
+            checks.function("on", on)
         if on_result is not None:
-            _plain("on_result", on_result)
+            checks.function("on_result", on_result)
         # what a row of plain functions can't have
         self.needs_event_loop = any(step.kind is Kind.ASYNC for step in self._steps)  # type: ignore[misc]
         self.passed = 0
@@ -364,10 +364,3 @@ def _classes(on: On) -> tuple[type[BaseException], ...] | None:
         if not issubclass(one, Exception):
             raise TypeError(f"on must be exceptions, and {one.__name__} ends a program or a task: nothing replaces it")
     return classes
-
-
-def _plain(setting: str, predicate: object) -> None:
-    if not callable(predicate):
-        raise TypeError(f"{setting} must be a function, got {predicate!r}")
-    if inspect.iscoroutinefunction(predicate) or inspect.iscoroutinefunction(type(predicate).__call__):
-        raise TypeError(f"{setting} must be a plain function, got {predicate!r}: plain calls can't await it")

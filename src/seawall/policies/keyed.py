@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
@@ -135,8 +134,8 @@ class _KeyedPolicy(PolicyBase, Generic[V]):
         idle: float | timedelta = 3600.0,
     ) -> None:
         super().__init__(name)
-        self.factory: Callable[[Any], object] = _plain("factory", "a key", factory)
-        self.key: Callable[..., Hashable] = _plain("key", "a call's arguments", key)
+        self.factory: Callable[[Any], object] = checks.function("factory", factory, of="a key")
+        self.key: Callable[..., Hashable] = checks.function("key", key, of="a call's arguments")
         self.max_keys = checks.count("max_keys", max_keys)
         self.idle = checks.seconds("idle", idle, infinite=True)
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
@@ -335,12 +334,6 @@ class KeyedAround(_KeyedPolicy[AroundAtKey]):
         policy = entry.policy
         around = policy.around_for(args, kwargs) if isinstance(policy, AroundPerCall) else cast(Around, policy)
         return AroundAtKey(self, entry, around)
-
-
-def _plain(setting: str, argument: str, fn: V) -> V:
-    if not callable(fn) or inspect.iscoroutinefunction(fn):
-        raise TypeError(f"{setting} must be a plain function of {argument}, got {fn!r}")
-    return fn
 
 
 def _at_rest(policy: object, now: float) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
@@ -119,14 +118,14 @@ class Cache(PolicyBase):
     ) -> None:
         super().__init__(name, listeners)
         self.ttl = checks.seconds("ttl", ttl, zero=True, infinite=True)
-        self.key: Callable[..., Hashable] | None = _plain("key", key)
+        self.key: Callable[..., Hashable] | None = None if key is None else checks.function("key", key)
         self.max_entries = checks.count("max_entries", max_entries)
         self.stale_ttl = checks.seconds("stale_ttl", stale_ttl, zero=True, infinite=True)
         self.refresh_ahead = checks.seconds("refresh_ahead", refresh_ahead, zero=True)
         if self.refresh_ahead > self.ttl:
             raise ValueError(f"refresh_ahead must be at most ttl ({self.ttl:g} s), got {refresh_ahead!r}")
         self.on = checks.exceptions("on", on)
-        self.cache_if: Callable[..., bool] | None = _plain("cache_if", cache_if)
+        self.cache_if: Callable[..., bool] | None = None if cache_if is None else checks.function("cache_if", cache_if)
         self._fn: Callable[..., Any] | None = None
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()  # least recently asked for first
         self._flights: dict[object, dict[Hashable, Flight[Any]]] = {}  # by event loop; None for threads
@@ -350,11 +349,3 @@ class Cache(PolicyBase):
             with self._lock:
                 self._emit(event, gate.clock(), *details)
             events.deliver()
-
-
-def _plain(setting: str, function: Any) -> Any:
-    if function is None:
-        return None
-    if not callable(function) or any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
-        raise TypeError(f"{setting} must be a plain function, got {function!r}")
-    return function

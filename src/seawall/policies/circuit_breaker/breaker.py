@@ -141,7 +141,7 @@ class CircuitBreaker(GuardPolicy):
         self.window, self.window_calls = settings.windows(window, window_calls)
         self._timeouts = timeouts.durations(reset_timeout)
         self.reset_timeout = self._timeouts if isinstance(self._timeouts, float) else reset_timeout
-        self.open_for = None if open_for is None else settings.predicate("open_for", open_for)
+        self.open_for = None if open_for is None else checks.function("open_for", open_for, of="one value")
         self.probes = checks.count("probes", probes)
         self.success_threshold = checks.count("success_threshold", success_threshold)
         self.permitted_probes = settings.permitted_probes(permitted_probes, self.success_threshold)
@@ -150,7 +150,7 @@ class CircuitBreaker(GuardPolicy):
         self.half_open_then = settings.after_half_open(half_open_then)
         self.on = settings.errors("on", on)
         self.ignore = settings.errors("ignore", ignore)
-        self.on_result = None if on_result is None else settings.predicate("on_result", on_result)
+        self.on_result = None if on_result is None else checks.function("on_result", on_result, of="one value")
         self.judges = on_result is not None or open_for is not None or calls.asks(on) or calls.asks(ignore)
         self._counts = [0, 0, 0]  # successes, failures, slow ones: of calls that ended in the state they began in
         self._late_successes = self._late_failures = self._late_slow = 0  # of the others, probes among them

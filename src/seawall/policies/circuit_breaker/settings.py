@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Literal, TypeVar
@@ -91,14 +90,6 @@ def after_half_open(value: State | Literal["open", "closed"]) -> State:
 def errors(setting: str, value: Errors) -> Errors:
     """Exception classes, or a predicate of an exception."""
     if callable(value) and not isinstance(value, type):
-        return predicate(setting, value)
+        return checks.function(setting, value, of="one value")
     checks.exceptions(setting, value)
-    return value
-
-
-def predicate(setting: str, value: F) -> F:
-    """A function of one value that can be asked without awaiting it."""
-    awaited = inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(type(value).__call__)
-    if awaited or not callable(value):
-        raise TypeError(f"{setting} must be a plain function of one value, got {value!r}")
     return value

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from seawall.core import checks, gate
 from seawall.core.events import Event, Listener, ask
@@ -106,7 +105,7 @@ class Hedge(AroundPolicy):
         if self.attempts > _MOST:
             raise ValueError(f"attempts must be {_MOST} or fewer, got {attempts!r}")
         self.on = checks.exceptions("on", on)
-        self.acceptable = None if acceptable is None else _plain(acceptable)
+        self.acceptable = None if acceptable is None else checks.function("acceptable", acceptable, of="the result")
         if budget is not None and not isinstance(budget, Budget):
             raise TypeError(f"budget must be a RetryBudget or do what one does, got {budget!r}")
         self.budget = budget
@@ -234,9 +233,3 @@ class Hedge(AroundPolicy):
 
 def _seconds(delay: float | timedelta) -> float:
     return checks.seconds("delay", delay, zero=True, infinite=True)
-
-
-def _plain(acceptable: Any) -> Callable[..., bool]:
-    if not callable(acceptable) or any(map(inspect.iscoroutinefunction, (acceptable, type(acceptable).__call__))):
-        raise TypeError(f"acceptable must be a plain function of the result, got {acceptable!r}")
-    return acceptable  # type: ignore[no-any-return]

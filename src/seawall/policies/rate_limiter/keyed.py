@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
@@ -160,14 +159,14 @@ class KeyedRateLimiter(PolicyBase):
         listeners: Iterable[Listener] = (),
     ) -> None:
         super().__init__(name, listeners)
-        self.key = _plain("key", key)
+        self.key = checks.function("key", key, of="a call's arguments")
         self.rate = checks.positive("rate", rate)
         self.per = checks.seconds("per", per)
         self.burst = None if burst is None else checks.positive("burst", burst)
         self.max_wait = checks.seconds("max_wait", max_wait, zero=True, infinite=True)
         self.max_keys = checks.count("max_keys", max_keys, least=2)
         self._meter = Gcra.checked(self.rate, self.per, self.burst)  # of the key that is being asked about
-        self.cost = _plain("cost", cost) if callable(cost) else self._check_cost(cost)
+        self.cost = checks.function("cost", cost, of="a call's arguments") if callable(cost) else self._check_cost(cost)
         self._young: dict[Hashable, float] = {}  # by key, when its bucket would be full: those that called lately
         self._old: dict[Hashable, float] = {}  # and those that did before
         self._turns = -math.inf  # when the old ones are full again
@@ -310,9 +309,3 @@ class KeyedRateLimiter(PolicyBase):
         """What goes up and down, for exporters."""
         snapshot = self.snapshot()
         return {"keys": snapshot.keys, "waiting": snapshot.waiting}
-
-
-def _plain(setting: str, fn: F) -> F:
-    if not callable(fn) or inspect.iscoroutinefunction(fn):  # a coroutine is a fine key, and never the same one
-        raise TypeError(f"{setting} must be a plain function of a call's arguments, got {fn!r}")
-    return fn

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import inspect
 import math
 import random
 import sys
@@ -113,7 +112,7 @@ class Rules:
         self._stop = None if stop is None else _rule("stop", stop, "stop_base")
         for setting in ("on_result", "retry_after"):
             if getattr(self, setting) is not None:
-                _plain(setting, getattr(self, setting))
+                checks.function(setting, getattr(self, setting))
         self.judges_results = on_result is not None or self._rule is not None
         # Whether a call is watched from its start, or costs nothing until it first fails.
         self.watches = self.judges_results or any(
@@ -230,21 +229,12 @@ def _sorted_out(on: On) -> _Sorted:
         return None, None, _rule("on", on, "retry_base")
     if not callable(on):
         raise TypeError(f"on must be an exception class, a tuple of them or a function of one, got {on!r}")
-    return None, _plain("on", on), None
-
-
-def _plain(setting: str, rule: Callable[..., R]) -> Callable[..., R]:
-    """`rule`, if it can be called without an event loop."""
-    if not callable(rule):
-        raise TypeError(f"{setting} must be a function, got {rule!r}")
-    if inspect.iscoroutinefunction(rule) or inspect.iscoroutinefunction(type(rule).__call__):
-        raise TypeError(f"{setting} must be a plain function, got {rule!r}: plain calls can't await it")
-    return rule
+    return None, checks.function("on", on), None
 
 
 def _rule(setting: str, rule: Callable[..., R], base: str) -> Callable[[Attempt], R]:
     """`rule` as a function of an `Attempt`. tenacity's are given what they expect instead."""
-    _plain(setting, rule)
+    checks.function(setting, rule)
     if not _of_tenacity(rule):
         return rule
     if not _of_tenacity(rule, base):
