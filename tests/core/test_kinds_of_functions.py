@@ -293,8 +293,8 @@ class Passing:
     def around_sync(self, call):
         return call()
 
-    def around_stream(self, call):
-        return call()
+    async def open_stream(self, call):
+        return call(), []
 
 
 def test_a_function_owned_by_an_around_stays_of_its_kind():

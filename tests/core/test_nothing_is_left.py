@@ -18,10 +18,14 @@ from seawall import (
     SLO,
     Bulkhead,
     CallTimeoutError,
+    Chaos,
     CircuitBreaker,
+    Fallback,
     Pipeline,
     RateLimiter,
     Rejected,
+    Retry,
+    RetryBudget,
     Timeout,
     Wait,
     use_clock,
@@ -503,3 +507,55 @@ def test_a_plain_call_leaves_no_reference_cycle(shape, ending):
             gc.enable()
 
     run(scene())
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("ending", ["return", "fail first", "always fail", "stop early"])
+def test_a_stream_whose_start_arounds_own_gives_everything_back_at_every_cancellation(ending, at_once):
+    async def attempt(step):
+        inside = Bulkhead("k", max_concurrent=1, max_queued=1, max_wait=5.0)
+        budget = RetryBudget("b", window=None)
+        opened, closed = [], []
+
+        @Pipeline(
+            Fallback("f", value="instead", on=OwnError),
+            Retry("r", on=OwnError, attempts=3, timeout=60.0, wait=1.0, budget=budget, until_first_item=True),
+            Chaos("c", latency=1.0, rate=1.0, enabled=True),
+            inside,
+            Timeout("t", 5.0),
+        )
+        async def stream():
+            opened.append(1)
+            try:
+                await asyncio.sleep(1)
+                if ending == "always fail" or (ending == "fail first" and len(opened) == 1):
+                    raise OwnError
+                yield 1
+                await asyncio.sleep(1)
+                yield 2
+            finally:
+                closed.append(1)
+                await asyncio.sleep(0)
+
+        async def consume():
+            async with contextlib.aclosing(stream()) as items:
+                async for _ in items:
+                    if ending == "stop early":
+                        break
+
+        victim = CancelAt(consume(), step, at_once=at_once)
+        (result,) = await asyncio.gather(in_context(0, victim), return_exceptions=True)
+        assert (inside.snapshot().active, inside.snapshot().waiting) == (0, 0)
+        assert (budget.snapshot().in_flight, budget.snapshot().extra_in_flight) == (0, 0)
+        assert len(opened) == len(closed)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert isinstance(result, asyncio.CancelledError) if victim.reached else result is None, result
+        return victim.reached
+
+    async def main():
+        step = 0
+        while await attempt(step):
+            step += 1
+        return step
+
+    assert run(main()) >= 3

@@ -261,9 +261,9 @@ class Counting:
         self.calls += 1
         return call()
 
-    def around_stream(self, call):
+    async def open_stream(self, call):
         self.calls += 1
-        return call()
+        return call(), []
 
 
 class AroundPerTenant:

@@ -230,13 +230,18 @@ def around_sync_frame(fn: Callable[..., Any], around: Any) -> Callable[..., Any]
 
 
 def around_stream_frame(fn: Callable[..., AsyncGenerator[Any, Any]], around: Any) -> Callable[..., Any]:
-    """`fn`, an async generator function, owned by `around`, which has an `around_stream`."""
+    """`fn`, an async generator function, whose start `around` owns, by an `open_stream`."""
     choose = _chooser(around)
 
     async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        stream = (around if choose is None else choose(args, kwargs)).around_stream(lambda: fn(*args, **kwargs))
+        owner = around if choose is None else choose(args, kwargs)
+        stream, items = await owner.open_stream(lambda: fn(*args, **kwargs))
+        if stream is None:
+            for item in items:
+                yield item
+            return
         try:
-            item = await stream.__anext__()
+            item = items[0] if items else await stream.__anext__()
             while True:
                 try:
                     sent = yield item

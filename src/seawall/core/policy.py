@@ -185,7 +185,7 @@ class AroundPolicy(PolicyBase):
 
     __slots__ = ()
     kind: ClassVar[str] = "around"
-    streams: bool = False  # True: `around_stream` serves async generators
+    streams: bool = False  # True: `open_stream` serves async generators
 
     async def around(self, call: Callable[[], Awaitable[T]]) -> T:
         """Run `call`; see `Around.around`."""
@@ -195,8 +195,10 @@ class AroundPolicy(PolicyBase):
         """Run `call`; see `Around.around_sync`."""
         raise NotImplementedError
 
-    def around_stream(self, call: Callable[[], AsyncGenerator[T, Any]]) -> AsyncGenerator[T, Any]:
-        """Run the stream that `call` opens, where `streams` says so."""
+    async def open_stream(
+        self, call: Callable[[], AsyncGenerator[T, Any]]
+    ) -> tuple[AsyncGenerator[T, Any] | None, list[T]]:
+        """Open the stream, where `streams` says so: it, and its first item if that was taken; or None and all items."""
         raise NotImplementedError
 
     def _tell(self, event: Callable[..., Event], *details: object) -> None:

@@ -123,9 +123,16 @@ class Chaos(AroundPolicy):
         self._delay_sync()
         return answer if replace is None else replace()
 
-    def around_stream(self, call: Callable[[], AsyncGenerator[T, Any]]) -> AsyncGenerator[T, Any]:
+    async def open_stream(
+        self, call: Callable[[], AsyncGenerator[T, Any]]
+    ) -> tuple[AsyncGenerator[T, Any] | None, list[T]]:
         """The stream that `call` opens; only its start is disturbed."""
-        return call() if self.enabled is False or not self._hits() else self._disturbed_stream(call)
+        if self.enabled is not False and self._hits():
+            replace = self._replacement() if self.result is None else None
+            await self._delay()
+            if replace is not None:
+                replace()
+        return call(), []
 
     async def _disturbed(self, call: Callable[[], Awaitable[T]]) -> T:
         replace = self._replacement()
@@ -135,28 +142,6 @@ class Chaos(AroundPolicy):
         answer = await call()
         await self._delay()
         return answer if replace is None else replace()
-
-    async def _disturbed_stream(self, call: Callable[[], AsyncGenerator[T, Any]]) -> AsyncGenerator[T, Any]:
-        replace = self._replacement() if self.result is None else None
-        await self._delay()
-        if replace is not None:
-            replace()
-        stream = call()
-        step: Awaitable[T] = stream.__anext__()
-        while True:
-            try:
-                item = await step
-            except StopAsyncIteration:
-                return
-            try:
-                sent = yield item
-            except GeneratorExit:
-                await stream.aclose()
-                raise
-            except BaseException as thrown:
-                step = stream.athrow(thrown)
-            else:
-                step = stream.asend(sent)
 
     def _hits(self) -> bool:
         """Whether this call is to be disturbed."""

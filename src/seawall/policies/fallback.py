@@ -198,39 +198,23 @@ class Fallback(AroundPolicy):
                 return self._answered(index, step, error, answer)
         return self._fail()
 
-    async def around_stream(self, call: Callable[[], AsyncGenerator[T, Any]]) -> AsyncGenerator[T, Any]:
+    async def open_stream(
+        self, call: Callable[[], AsyncGenerator[T, Any]]
+    ) -> tuple[AsyncGenerator[T, Any] | None, list[T]]:
         """The stream that `call` opens; if it fails before its first item, what the steps give."""
-        stream: AsyncGenerator[T, Any] | None = call()
-        items = []
+        stream = call()
         try:
-            items = [await stream.__anext__()]  # type: ignore[union-attr]
-            self._succeed()
+            item = await stream.__anext__()
         except StopAsyncIteration:
             self._succeed()
+            return None, []
         except Exception as exc:
             opened = await self._open(exc) if self._replaces(exc) else self._fail()
             if opened is NOTHING:
                 raise
-            stream, items = cast(tuple[AsyncGenerator[T, Any] | None, list[T]], opened)
-        if not items or stream is None:
-            for item in items:
-                yield item
-            return
-        item = items[0]
-        try:
-            while True:
-                try:
-                    sent = yield item
-                except GeneratorExit:
-                    await stream.aclose()
-                    raise
-                except BaseException as thrown:
-                    going_on = stream.athrow(thrown)
-                else:
-                    going_on = stream.asend(sent)
-                item = await going_on
-        except StopAsyncIteration:
-            return
+            return cast(tuple[AsyncGenerator[T, Any] | None, list[T]], opened)
+        self._succeed()
+        return stream, [item]
 
     async def _open(self, error: Exception) -> object:
         """The stream and the first items of the first step that works; NOTHING if none does."""

@@ -223,7 +223,9 @@ class Retry(Rules, AroundPolicy):
                 if run.after(None, result) is None:
                     return result
 
-    async def around_stream(self, call: Callable[[], AsyncGenerator[T, Any]]) -> AsyncGenerator[T, Any]:
+    async def open_stream(
+        self, call: Callable[[], AsyncGenerator[T, Any]]
+    ) -> tuple[AsyncGenerator[T, Any] | None, list[T]]:
         """The stream that `call` opens, opened again until its first item has come; from then on it is on its own."""
         stream: AsyncGenerator[T, Any] | None = None
         empty = False
@@ -245,23 +247,7 @@ class Retry(Rules, AroundPolicy):
             if stream is not None:
                 await stream.aclose()
             raise
-        if empty or stream is None:
-            return
-        item = cast(T, item)
-        try:
-            while True:
-                try:
-                    sent = yield item
-                except GeneratorExit:
-                    await stream.aclose()
-                    raise
-                except BaseException as thrown:
-                    step = stream.athrow(thrown)
-                else:
-                    step = stream.asend(sent)
-                item = await step
-        except StopAsyncIteration:
-            return
+        return (None, []) if empty or stream is None else (stream, [cast(T, item)])
 
     def loop(self) -> Loop:
         """Retry a block: `for attempt in policy.loop():` (or `async for`), and in it `with attempt:`.
