@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from seawall.core.counts import RollingWindow
@@ -16,6 +16,7 @@ from seawall.core.counts import RollingWindow
     slots=st.integers(1, 12),
     look=st.integers(0, 12),
 )
+@example(start=1.6286994572741924, gaps=[1.6286994572741924] * 2, seconds=1.6286994572741924, slots=2, look=0)
 def test_a_window_agrees_with_counting_the_moments_over_equal_times_and_jumps(start, gaps, seconds, slots, look):
     window, counts, history, now = RollingWindow(seconds, slots=slots, width=1), [0], [], start
     slot = seconds / slots

@@ -39,6 +39,8 @@ class RollingWindow:
     def turn(self, now: float, counters: Sequence[int]) -> None:
         """Begin the slot `now` lies in; slots that passed without a call began with the same counters."""
         current = math.floor(now / self._slot)
+        if now >= (current + 1) * self._slot:
+            current += 1  # rounding: the division says the slot before, whose end has come
         if current <= self._newest and self.turns_at > -math.inf:
             self.turns_at = max(self.turns_at, (self._newest + 1) * self._slot)
             if now < self.turns_at:
