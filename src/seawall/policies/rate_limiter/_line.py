@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Hashable
+from typing import Protocol
 
 from seawall.core.errors import Rejected
 from seawall.core.protocol import Token, Wait
@@ -13,11 +14,34 @@ from seawall.policies.rate_limiter._meters import Meter
 PATIENCE = 1.0  # seconds: how long the first in line may fail to come before the others go past it
 
 
+class Limited(Protocol):
+    """What a refusal says of a limiter."""
+
+    name: str
+    rate: float
+    per: float
+
+
 class RateLimitedError(Rejected):
-    """The rate is used up. `retry_after` is exact: a call then is let in if nobody else comes first."""
+    """The rate is used up. `retry_after` is exact: a call then is let in if nobody else comes first.
+
+    Attributes:
+        rate: calls that the limiter lets start per period.
+        per: seconds of the period.
+        key: whose rate it was, where there is one per key.
+    """
 
     reason = "is over its rate"
-    key: Hashable | None = None  # whose rate it was, where there is one per key
+    rate: float | None = None
+    per: float | None = None
+    key: Hashable | None = None
+
+    @classmethod
+    def of(cls, limiter: Limited, retry_after: float | None, key: Hashable | None = None) -> RateLimitedError:
+        """The error of a call that `limiter` refuses."""
+        error = cls(limiter.name, retry_after)
+        error.rate, error.per, error.key = limiter.rate, limiter.per, key
+        return error
 
 
 class Waiting(Wait):

@@ -262,8 +262,7 @@ class KeyedRateLimiter(PolicyBase):
             self._young[key] = line.meter.arrival
 
     def _refused(self, key: Hashable, seconds: float | None, now: float) -> RateLimitedError:
-        error = RateLimitedError(self.name, seconds)
-        error.key = key
+        error = RateLimitedError.of(self, seconds, key)
         self._rejections += 1
         self._emit(CallRejected, now, error)
         return error

@@ -63,7 +63,7 @@ class _Queued(Waiting):
         return self.limiter._take(now, self.cost, self.reserving)
 
     def refuse(self, now: float) -> Rejected:
-        return self.limiter._refused(RateLimitedError(self.limiter.name, self.seconds(now)), now)
+        return self.limiter._refused(RateLimitedError.of(self.limiter, self.seconds(now)), now)
 
 
 class RateLimiter(GuardPolicy):
@@ -168,10 +168,10 @@ class RateLimiter(GuardPolicy):
         if seconds <= meter.tolerance and not line.waiting:
             return self._take(now, cost, reserving)
         if seconds - self.max_wait > meter.tolerance:
-            raise self._refused(RateLimitedError(self.name, seconds), now)
+            raise self._refused(RateLimitedError.of(self, seconds), now)
         deadline = ambient.deadline.get()
         if seconds - (deadline - now) > meter.tolerance:
-            raise self._refused(RateLimitedError(self.name, seconds), now)
+            raise self._refused(RateLimitedError.of(self, seconds), now)
         raise line.join(_Queued(self, line, cost, now, deadline, reserving=reserving), now, self.max_wait)
 
     def _take(self, now: float, cost: int, reserving: bool) -> Token:

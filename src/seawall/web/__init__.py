@@ -1,0 +1,12 @@
+"""seawall at the edge of an application: refusals become HTTP answers, and deadlines travel.
+
+Nothing here needs a web framework: ASGI and WSGI are protocols.
+"""
+
+from __future__ import annotations
+
+from seawall.web.answers import Answer, Answers
+from seawall.web.asgi import SeawallMiddleware
+from seawall.web.intake import deadline_headers, seconds_left
+
+__all__ = ["Answer", "Answers", "SeawallMiddleware", "deadline_headers", "seconds_left"]

@@ -1,0 +1,264 @@
+"""The ASGI middleware: policies around each request, and the answers that their errors deserve.
+
+    app.add_middleware(SeawallMiddleware, policies=[LoadShedder("front")], timeout=10.0)
+
+Pure ASGI: it buffers nothing, starts no task for a request that is quick, and context variables reach the
+application. WebSockets and the lifespan pass untouched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any, TypeAlias
+
+from seawall.core import checks
+from seawall.core.ambient import Priority, current_priority
+from seawall.core.decorate import Policy
+from seawall.core.pipeline import Pipeline
+from seawall.core.protocol import Guard, GuardPerCall
+from seawall.core.timers import Queue, Timers, running_timers
+from seawall.policies.deadline import Deadline
+from seawall.web.answers import Answer, Answers, Mapped
+from seawall.web.intake import READERS, seconds_left
+from seawall.web.request_deadline import RequestDeadline
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+WATCH_AFTER = 0.02  # seconds: requests that are quicker never pay for a task that waits for their client to leave
+_LONGEST = 1e9  # seconds: a deadline that never comes
+_DEADLINE_HEADERS = {name.encode() for name in READERS}
+_BODY_HEADERS = (b"content-length", b"transfer-encoding")
+
+
+class FailedResponseError(Exception):
+    """The application answered with a server error: what policies around it are told. Nobody else sees it."""
+
+
+class SeawallMiddleware:
+    """Runs each HTTP request behind guards, in the time its client waits, and answers for what they refuse.
+
+    A refusal is a 429 or 503 with `Retry-After`, a timeout is a 504, each with a problem document (RFC 9457); so are
+    those of policies on the application's own functions that nobody caught. Once an answer has begun it can't be
+    taken back: then the error goes on to the server, which cuts the connection. When the client leaves, the
+    application is cancelled, unless it listens for that itself (or, on trio, at all); such a call is neither a
+    success nor a failure.
+
+    Args:
+        app: the ASGI application.
+        policies: guards around every request, outermost first; an answer from `failures_from` on is a failure.
+        timeout: seconds a request may take; a client that says it waits less gets less (see `seawall.web.intake`).
+            None for what the client says only.
+        trust_deadlines: whether to look at the deadline headers of clients. They can only shorten.
+        priority: tells the priority of a request by its scope; with None all are NORMAL. What a client says of itself
+            is no good reason to serve it first.
+        answers: other answers than the usual: a status, or a function, by class of exception; or an `Answers`.
+        failures_from: the lowest status that is a failure of the application.
+        name: labels the spans of requests and the deadline's metrics.
+
+    Examples:
+        >>> from seawall import LoadShedder
+        >>> async def app(scope, receive, send): ...
+        >>> guarded = SeawallMiddleware(app, policies=[LoadShedder("front")], timeout=10.0)
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        policies: Iterable[Policy] = (),
+        timeout: float | None = None,
+        trust_deadlines: bool = True,
+        priority: Callable[[Scope], Priority] | None = None,
+        answers: Answers | Mapping[type[Exception], Mapped] | None = None,
+        failures_from: int = 500,
+        name: str = "http.server",
+    ) -> None:
+        self.app = app
+        self.policies = tuple(policies)
+        for policy in self.policies:
+            if not isinstance(policy, (Guard, GuardPerCall)):
+                raise TypeError(
+                    f"{type(policy).__name__} runs calls anew or not at all, which a request's answer can't take: "
+                    "put it on the function that does the work"
+                )
+        self.timeout = None if timeout is None else checks.seconds("timeout", timeout)
+        self.trust_deadlines = trust_deadlines
+        self.priority = priority
+        self.answers = answers if isinstance(answers, Answers) else Answers(answers)
+        self.failures_from = failures_from
+        deadline = RequestDeadline(Deadline(name, _LONGEST if self.timeout is None else self.timeout))
+        self._untimed = Pipeline(*self.policies, name=name)(_run)
+        self._timed = Pipeline(deadline, *self.policies, name=name)(_run)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of the server."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = _Exchange(self, scope, receive, send)
+        seconds = self._seconds(scope)
+        level = None if self.priority is None else current_priority.set(Priority(self.priority(scope)))
+        try:
+            if seconds is None:
+                await self._untimed(exchange)
+            else:
+                exchange.seconds = seconds
+                await self._timed(exchange)
+        except FailedResponseError:
+            pass  # the client has its answer
+        except Exception as error:
+            answer = None if exchange.status else self.answers.answer_to(error)
+            if answer is None:
+                raise
+            await self._send(answer, send)
+        except asyncio.CancelledError:
+            if not exchange.forgiven():
+                raise
+        finally:
+            exchange.forgiven()
+            if level is not None:
+                current_priority.reset(level)
+
+    def _seconds(self, scope: Scope) -> float | None:
+        if not self.trust_deadlines:
+            return self.timeout
+        found = [
+            (name.decode("latin-1"), value.decode("latin-1"))
+            for name, value in scope["headers"]
+            if name in _DEADLINE_HEADERS
+        ]
+        if not found:
+            return self.timeout
+        said = seconds_left(found, time.time())
+        return self.timeout if said is None else min(said, self.timeout or _LONGEST)
+
+    async def _send(self, answer: Answer, send: Send) -> None:
+        body = answer.problem()
+        headers = {**self.answers.headers(answer), "content-length": str(len(body))}
+        pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": answer.status, "headers": pairs})
+        await send({"type": "http.response.body", "body": body})
+
+
+async def _run(exchange: _Exchange) -> None:
+    """One request, inside the policies."""
+    try:
+        exchange.watch_later()
+        await exchange.middleware.app(exchange.scope, exchange.receive, exchange.send)
+    finally:
+        watcher = exchange.stop_watching()
+        if watcher is not None:
+            await asyncio.wait([watcher])
+    if exchange.status >= exchange.middleware.failures_from:
+        raise FailedResponseError(f"the application answered {exchange.status}")
+
+
+class _Exchange:
+    """One request and its answer, as they pass by. Used in the task of the request, on one event loop."""
+
+    __slots__ = (
+        "_cancelled", "_cancelling", "_due", "_gone", "_listening", "_over", "_queue", "_receive", "_send", "_stash",
+        "_task", "_timers", "_watcher", "_whole", "middleware", "scope", "seconds", "status",
+    )  # fmt: skip
+
+    def __init__(self, middleware: SeawallMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
+        self.middleware = middleware
+        self.scope = scope
+        self.seconds = 0.0  # that its client waits, where somebody asked
+        self.status = 0  # of the answer, once it has begun
+        self._receive = receive
+        self._send = send
+        self._over = False  # the answer is complete
+        self._whole = False  # the request's body has been read
+        self._listening = 0  # the application waits for a message
+        self._stash: list[Message] = []  # a message that the watcher read for it
+        self._due = False  # slow enough to watch for its client
+        self._gone: asyncio.Future[None] | None = None  # while watched: the client left
+        self._cancelled = False
+        self._cancelling = 0
+        self._queue: Queue | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._timers: Timers | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """What the application says to its client."""
+        kind = message["type"]
+        if kind == "http.response.start":
+            self.status = message["status"]
+        elif kind == "http.response.body" and not message.get("more_body"):
+            self._over = True  # what it does from now on, it does for itself
+        return self._send(message)
+
+    async def receive(self) -> Message:
+        """What the client says to the application."""
+        if self._stash:
+            return self._stash.pop()
+        self._listening += 1
+        try:
+            if self._gone is not None:
+                await asyncio.wait([self._gone])
+                return {"type": "http.disconnect"}
+            message = await self._receive()
+        finally:
+            self._listening -= 1
+        if message["type"] == "http.request" and not message.get("more_body"):
+            self._whole = True
+            if self._due:
+                self._watch()
+        return message
+
+    def watch_later(self) -> None:
+        """Watch for the client from `WATCH_AFTER` on. Only asyncio has a task that another one can cancel."""
+        timers = self._timers = running_timers()
+        if timers is not None:
+            self._task = asyncio.current_task()
+            self._whole = not any(name in _BODY_HEADERS for name, _ in self.scope["headers"])
+            self._queue = timers.add(self, WATCH_AFTER, timers.time())
+
+    def expire(self) -> None:
+        """The request takes its time."""
+        self._due = True
+        self._watch()
+
+    def _watch(self) -> None:
+        if self._whole and not self._listening and not self._over and self._watcher is None and self._timers:
+            self._gone = self._timers.loop.create_future()
+            self._watcher = self._timers.loop.create_task(self._wait_for_disconnect(self._gone))
+
+    async def _wait_for_disconnect(self, gone: asyncio.Future[None]) -> None:
+        try:
+            message = await self._receive()
+            while message["type"] != "http.disconnect":
+                self._stash.append(message)  # empty: the body had been read, or there was to be none
+                message = await self._receive()
+        finally:
+            gone.set_result(None)  # also where the server fails to say: an application that listens must not hang
+        if not (self._listening or self._over) and self._task is not None:
+            self._cancelled = True
+            self._cancelling = self._task.cancelling()
+            self._task.cancel("the client has left")
+
+    def stop_watching(self) -> asyncio.Task[None] | None:
+        """The application is done; returns a task to wait for."""
+        self._over = True
+        if self._queue is not None:
+            self._queue.pop(self, None)
+        watcher = self._watcher
+        if watcher is None or watcher.done():
+            return None
+        watcher.cancel()
+        return watcher
+
+    def forgiven(self) -> bool:
+        """Take our cancellation back; whether there was one, and nobody else's too."""
+        if not self._cancelled or self._task is None:
+            return False
+        self._cancelled = False
+        return self._task.uncancel() <= self._cancelling
