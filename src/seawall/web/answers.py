@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from typing import TypeAlias
 
 from seawall.core.errors import CallTimeoutError, Rejected
@@ -23,13 +24,7 @@ _PROBLEMS = "https://iana.org/assignments/http-problem-types#"
 QUOTA_EXCEEDED = f"{_PROBLEMS}quota-exceeded"
 REDUCED_CAPACITY = f"{_PROBLEMS}temporary-reduced-capacity"
 JITTER = 0.25  # share added to Retry-After at random, so that those who were refused together don't return together
-_TITLES = {
-    400: "Bad Request",
-    429: "Too Many Requests",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-    504: "Gateway Timeout",
-}
+_STATUSES = frozenset(status.value for status in HTTPStatus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +51,16 @@ class Answer:
     should_retry: bool | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """The status in words."""
+        return _phrase(self.status)
+
     def problem(self) -> bytes:
         """The body: a problem document of RFC 9457."""
         content: dict[str, object] = {
             "type": self.type,
-            "title": _TITLES.get(self.status, "Error"),
+            "title": self.title,
             "status": self.status,
             "detail": self.detail,
             "code": self.code,
@@ -141,7 +141,11 @@ def _checked(kind: object, mapped: Mapped) -> Write:
         return mapped
     if type(mapped) is not int or not 400 <= mapped <= 599:
         raise ValueError(f"the answer to {kind.__name__} must be a function or a status of 400 to 599, got {mapped!r}")
-    return lambda error: Answer(mapped, "error", _TITLES.get(mapped, "Error"), retry_after=_retry_after(error))
+    return lambda error: Answer(mapped, "error", _phrase(mapped), retry_after=_retry_after(error))
+
+
+def _phrase(status: int) -> str:
+    return HTTPStatus(status).phrase if status in _STATUSES else "Error"
 
 
 def _retry_after(error: Exception) -> float | None:

@@ -9,20 +9,15 @@ application. WebSockets and the lifespan pass untouched.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, TypeAlias
 
-from seawall.core import checks
 from seawall.core.ambient import Priority, current_priority
 from seawall.core.decorate import Policy
-from seawall.core.pipeline import Pipeline
-from seawall.core.protocol import Guard, GuardPerCall
 from seawall.core.timers import Queue, Timers, running_timers
-from seawall.policies.deadline import Deadline
 from seawall.web.answers import Answer, Answers, Mapped
-from seawall.web.intake import READERS, seconds_left
-from seawall.web.request_deadline import RequestDeadline
+from seawall.web.intake import READERS
+from seawall.web.settings import FailedResponseError, Settings
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -31,13 +26,8 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 WATCH_AFTER = 0.02  # seconds: requests that are quicker never pay for a task that waits for their client to leave
-_LONGEST = 1e9  # seconds: a deadline that never comes
 _DEADLINE_HEADERS = {name.encode() for name in READERS}
 _BODY_HEADERS = (b"content-length", b"transfer-encoding")
-
-
-class FailedResponseError(Exception):
-    """The application answered with a server error: what policies around it are told. Nobody else sees it."""
 
 
 class SeawallMiddleware:
@@ -80,21 +70,17 @@ class SeawallMiddleware:
         name: str = "http.server",
     ) -> None:
         self.app = app
-        self.policies = tuple(policies)
-        for policy in self.policies:
-            if not isinstance(policy, (Guard, GuardPerCall)):
-                raise TypeError(
-                    f"{type(policy).__name__} runs calls anew or not at all, which a request's answer can't take: "
-                    "put it on the function that does the work"
-                )
-        self.timeout = None if timeout is None else checks.seconds("timeout", timeout)
-        self.trust_deadlines = trust_deadlines
-        self.priority = priority
-        self.answers = answers if isinstance(answers, Answers) else Answers(answers)
-        self.failures_from = failures_from
-        deadline = RequestDeadline(Deadline(name, _LONGEST if self.timeout is None else self.timeout))
-        self._untimed = Pipeline(*self.policies, name=name)(_run)
-        self._timed = Pipeline(deadline, *self.policies, name=name)(_run)
+        self.settings = Settings(
+            policies=policies,
+            timeout=timeout,
+            trust_deadlines=trust_deadlines,
+            priority=priority,
+            answers=answers,
+            failures_from=failures_from,
+            name=name,
+        )
+        self._untimed = self.settings.guarded(_run)
+        self._timed = self.settings.timed(_run)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""
@@ -103,7 +89,8 @@ class SeawallMiddleware:
             return
         exchange = _Exchange(self, scope, receive, send)
         seconds = self._seconds(scope)
-        level = None if self.priority is None else current_priority.set(Priority(self.priority(scope)))
+        tell = self.settings.priority
+        level = None if tell is None else current_priority.set(Priority(tell(scope)))
         try:
             if seconds is None:
                 await self._untimed(exchange)
@@ -113,7 +100,7 @@ class SeawallMiddleware:
         except FailedResponseError:
             pass  # the client has its answer
         except Exception as error:
-            answer = None if exchange.status else self.answers.answer_to(error)
+            answer = None if exchange.status else self.settings.answers.answer_to(error)
             if answer is None:
                 raise
             await self._send(answer, send)
@@ -126,21 +113,16 @@ class SeawallMiddleware:
                 current_priority.reset(level)
 
     def _seconds(self, scope: Scope) -> float | None:
-        if not self.trust_deadlines:
-            return self.timeout
         found = [
             (name.decode("latin-1"), value.decode("latin-1"))
             for name, value in scope["headers"]
             if name in _DEADLINE_HEADERS
         ]
-        if not found:
-            return self.timeout
-        said = seconds_left(found, time.time())
-        return self.timeout if said is None else min(said, self.timeout or _LONGEST)
+        return self.settings.seconds(found)
 
     async def _send(self, answer: Answer, send: Send) -> None:
         body = answer.problem()
-        headers = {**self.answers.headers(answer), "content-length": str(len(body))}
+        headers = {**self.settings.answers.headers(answer), "content-length": str(len(body))}
         pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": answer.status, "headers": pairs})
         await send({"type": "http.response.body", "body": body})
@@ -155,7 +137,7 @@ async def _run(exchange: _Exchange) -> None:
         watcher = exchange.stop_watching()
         if watcher is not None:
             await asyncio.wait([watcher])
-    if exchange.status >= exchange.middleware.failures_from:
+    if exchange.status >= exchange.middleware.settings.failures_from:
         raise FailedResponseError(f"the application answered {exchange.status}")
 
 

@@ -1,0 +1,161 @@
+"""The WSGI middleware: what `seawall.web.asgi` does, for applications of threads.
+
+    app.wsgi_app = SeawallWSGIMiddleware(app.wsgi_app, policies=[LoadShedder("front")], timeout=10.0)
+
+A thread can't be cancelled: the deadline is seen by what the application calls, and stops none of its own code.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextvars import Context, copy_context
+from typing import Any, TypeAlias
+
+from seawall.core import ambient, gate
+from seawall.core.ambient import Priority, current_priority
+from seawall.core.decorate import Policy
+from seawall.policies.deadline import DeadlinePassedError
+from seawall.web.answers import Answer, Answers, Mapped
+from seawall.web.intake import READERS
+from seawall.web.settings import FailedResponseError, Settings
+
+Environ: TypeAlias = dict[str, Any]
+StartResponse: TypeAlias = Callable[..., Any]
+App: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
+_DEADLINE_KEYS = {f"HTTP_{name.upper().replace('-', '_')}": name for name in READERS}
+
+
+class SeawallWSGIMiddleware:
+    """Runs each request behind guards, which hold until its answer is sent, and answers for what they refuse.
+
+    Answers and arguments are those of `SeawallMiddleware`; `priority` is given the environ, and so is the key of a
+    policy per key: as attribute `environ` of its one argument. The middleware asks for the first piece of a body
+    before it returns, so that a refusal inside a lazy answer is answered too.
+
+    Examples:
+        >>> from seawall import LoadShedder
+        >>> def app(environ, start_response): ...
+        >>> guarded = SeawallWSGIMiddleware(app, policies=[LoadShedder("front")], timeout=10.0)
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        policies: Iterable[Policy] = (),
+        timeout: float | None = None,
+        trust_deadlines: bool = True,
+        priority: Callable[[Environ], Priority] | None = None,
+        answers: Answers | Mapping[type[Exception], Mapped] | None = None,
+        failures_from: int = 500,
+        name: str = "http.server",
+    ) -> None:
+        self.app = app
+        self.settings = Settings(
+            policies=policies,
+            timeout=timeout,
+            trust_deadlines=trust_deadlines,
+            priority=priority,
+            answers=answers,
+            failures_from=failures_from,
+            name=name,
+        )
+        self._guarded = self.settings.guarded(_run)
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request."""
+        exchange = _Exchange(self.app, self.settings, environ, start_response)
+        context = copy_context()  # an answer that streams is asked for piece by piece, and keeps its context
+        try:
+            first = context.run(self._begin, exchange)
+        except FailedResponseError:
+            return []
+        except Exception as error:
+            answer = self.settings.answers.answer_to(error)
+            if answer is None:
+                raise
+            return self._send(answer, start_response)
+        return [] if first is None else _Body(first, exchange, context)
+
+    def _begin(self, exchange: _Exchange) -> bytes | None:
+        settings, environ = self.settings, exchange.environ
+        if settings.priority is not None:
+            current_priority.set(Priority(settings.priority(environ)))
+        seconds = settings.seconds([(name, environ[key]) for key, name in _DEADLINE_KEYS.items() if key in environ])
+        if seconds is not None:
+            now = gate.now()
+            if seconds <= 0 or ambient.deadline.get() <= now:
+                with settings.deadline._lock:
+                    refusal = settings.deadline._refused(DeadlinePassedError(settings.name), now)
+                raise refusal
+            ambient.deadline.set(now + seconds)
+        exchange.pieces = self._guarded(exchange)
+        return next(exchange.pieces, None)
+
+    def _send(self, answer: Answer, start_response: StartResponse) -> Iterable[bytes]:
+        body = answer.problem()
+        headers = {**self.settings.answers.headers(answer), "content-length": str(len(body))}
+        start_response(f"{answer.status} {answer.title}", list(headers.items()), sys.exc_info())
+        return [body]
+
+
+def _run(exchange: _Exchange) -> Generator[bytes, None, None]:
+    """One request, inside the policies."""
+    pieces = exchange.app(exchange.environ, exchange.start_response)
+    try:
+        yield from pieces
+    finally:
+        close = getattr(pieces, "close", None)
+        if close is not None:
+            close()
+    if exchange.status >= exchange.settings.failures_from:
+        raise FailedResponseError(f"the application answered {exchange.status}")
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    __slots__ = ("_start_response", "app", "environ", "pieces", "settings", "status")
+
+    def __init__(self, app: App, settings: Settings, environ: Environ, start_response: StartResponse) -> None:
+        self.app = app
+        self.settings = settings
+        self.environ = environ
+        self.status = 0
+        self._start_response = start_response
+        self.pieces: Generator[bytes, None, None]
+
+    def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        """What the application says first."""
+        self.status = int(status[:3])
+        if exc_info is None:
+            return self._start_response(status, headers)
+        return self._start_response(status, headers, exc_info)
+
+
+class _Body:
+    """The rest of an answer, of which the first piece is known already."""
+
+    __slots__ = ("_context", "_first", "_pieces")
+
+    def __init__(self, first: bytes, exchange: _Exchange, context: Context) -> None:
+        self._first: bytes | None = first
+        self._pieces = exchange.pieces
+        self._context = context
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        try:
+            return self._context.run(next, self._pieces)
+        except FailedResponseError:
+            raise StopIteration from None
+
+    def close(self) -> None:
+        """The server is done, or the client has left."""
+        self._context.run(self._pieces.close)
