@@ -39,23 +39,41 @@ def errors(reference: Any, candidate: Any) -> Errors:
     Raises:
         NotFiniteError: NaN or infinity in either, so that no gate compares with NaN and lets it pass.
     """
-    reference, candidate = np.asarray(reference), np.asarray(candidate)
-    _check_same_shape(reference, candidate)
-    squares = magnitudes = largest = power = 0.0
-    flat, other = reference.reshape(-1), candidate.reshape(-1)
-    for start in range(0, flat.size, _CHUNK):
-        exact = flat[start : start + _CHUNK].astype(np.float64)
-        lost = other[start : start + _CHUNK].astype(np.float64)
-        lost -= exact
-        squares += float(lost @ lost)
-        power += float(exact @ exact)
-        np.abs(lost, out=lost)
-        magnitudes += float(lost.sum())
-        largest = np.maximum(largest, lost.max())  # keeps NaN, which max() may drop
-    if not math.isfinite(largest):
-        raise not_finite(candidate if np.isfinite(reference.astype(np.float64)).all() else reference)
-    count = max(flat.size, 1)
-    return Errors(squares / count, magnitudes / count, float(largest), _decibels(power, squares))
+    sums = ErrorSums()
+    sums.add(reference, candidate)
+    return sums.errors()
+
+
+class ErrorSums:
+    """`errors` over arrays that come one pair after the other."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._squares = self._magnitudes = self._largest = self._power = 0.0
+
+    def add(self, reference: Any, candidate: Any) -> None:
+        """Count two arrays of one shape; raises as `errors` does."""
+        reference, candidate = np.asarray(reference), np.asarray(candidate)
+        _check_same_shape(reference, candidate)
+        flat, other = reference.reshape(-1), candidate.reshape(-1)
+        for start in range(0, flat.size, _CHUNK):
+            exact = flat[start : start + _CHUNK].astype(np.float64)
+            lost = other[start : start + _CHUNK].astype(np.float64)
+            lost -= exact
+            self._squares += float(lost @ lost)
+            self._power += float(exact @ exact)
+            np.abs(lost, out=lost)
+            self._magnitudes += float(lost.sum())
+            self._largest = np.maximum(self._largest, lost.max())  # keeps NaN, which max() may drop
+        self.count += flat.size
+        if not math.isfinite(self._largest):
+            raise not_finite(candidate if np.isfinite(reference.astype(np.float64)).all() else reference)
+
+    def errors(self) -> Errors:
+        """What was lost so far."""
+        count = max(self.count, 1)
+        decibels = _decibels(self._power, self._squares)
+        return Errors(self._squares / count, self._magnitudes / count, float(self._largest), decibels)
 
 
 def kl_divergence(reference: Any, candidate: Any) -> Array:
@@ -64,17 +82,22 @@ def kl_divergence(reference: Any, candidate: Any) -> Array:
     `p` is the reference's. Logits of minus infinity are tokens that cannot come; the divergence is infinite where
     only the candidate rules one out. Gates look at the mean over a text.
     """
-    logits = _logits(reference, candidate)
-    p, q = (_log_probabilities(rows) for rows in logits)
+    logits = checked_logits(reference, candidate)
+    p, q = (log_probabilities(rows) for rows in logits)
+    return divergence(p, q)
+
+
+def divergence(p: Array, q: Array) -> Array:
+    """`kl_divergence` of logarithms of probabilities."""
     with np.errstate(invalid="ignore"):
         terms = np.where(p == -np.inf, 0.0, np.exp(p) * (p - q))
-    divergence: Array = np.maximum(terms.sum(axis=-1), 0.0)  # rounding may fall just below zero
-    return divergence
+    nats: Array = np.maximum(terms.sum(axis=-1), 0.0)  # rounding may fall just below zero
+    return nats
 
 
 def top1_agreement(reference: Any, candidate: Any) -> float:
     """The fraction of predictions whose likeliest token is the same, the first of equals counting; 1 for none."""
-    first, second = _logits(reference, candidate)
+    first, second = checked_logits(reference, candidate)
     same = first.argmax(axis=-1) == second.argmax(axis=-1)
     return float(same.mean()) if same.size else 1.0
 
@@ -85,13 +108,15 @@ def _decibels(power: float, noise: float) -> float:
     return 10 * math.log10(power / noise) if power else -math.inf
 
 
-def _log_probabilities(logits: Array) -> Array:
+def log_probabilities(logits: Array) -> Array:
+    """Logarithms of softmax over the last axis."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
-    log_probabilities: Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return log_probabilities
+    logarithms: Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return logarithms
 
 
-def _logits(reference: Any, candidate: Any) -> tuple[Array, Array]:
+def checked_logits(reference: Any, candidate: Any) -> tuple[Array, Array]:
+    """Both as float64, once they have one shape and every prediction has a best token; raises as `errors` does."""
     first, second = np.asarray(reference), np.asarray(candidate)
     _check_same_shape(first, second)
     if first.ndim == 0 or first.shape[-1] == 0:
