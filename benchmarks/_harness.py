@@ -14,6 +14,7 @@ import random
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,17 +47,31 @@ class Comparison(NamedTuple):
     added: dict[str, Times]
 
 
-async def compare(bare: Call, cases: Mapping[str, Call], *, rounds: int = 60, calls: int = 1000) -> Comparison:
-    """Time `calls` awaits of each case per round, paired with as many of the bare call."""
+async def compare(
+    bare: Call,
+    cases: Mapping[str, Call],
+    *,
+    rounds: int = 60,
+    calls: int = 1000,
+    during: Mapping[str, Callable[[], AbstractContextManager[object]]] | None = None,
+) -> Comparison:
+    """Time `calls` awaits of each case per round, paired with as many of the bare call.
+
+    A case that needs something switched on has it in `during`, which is entered before its calls and left after.
+    """
+    switched = {name: (during or {}).get(name, nullcontext) for name in cases}
     result = Comparison(Times([], []), {name: Times([], []) for name in cases})
-    for call in [bare, *cases.values()]:  # warm-up: caches, specialised bytecode, lazy imports
-        await _time(call, calls)
+    await _time(bare, calls)  # warm-up: caches, specialised bytecode, lazy imports
+    for name, call in cases.items():
+        with switched[name]():
+            await _time(call, calls)
     for number in range(rounds):
         order = list(cases)
         random.Random(number).shuffle(order)
         for name in order:
             bare_cpu, bare_wall = await _time(bare, calls)
-            cpu, wall = await _time(cases[name], calls)
+            with switched[name]():
+                cpu, wall = await _time(cases[name], calls)
             result.bare.cpu.append(bare_cpu)
             result.bare.wall.append(bare_wall)
             result.added[name].cpu.append(cpu - bare_cpu)

@@ -5,7 +5,9 @@ over rounds. Memory is that of a fresh process which loads the int8 model and an
 
     figure               unit
     PRECISION_tok_s      new tokens per second, greedy, 128 tokens after a prompt of 64
-    int8_prefill_tok_s   prompt tokens read per second, 512 of them
+    int8_kv8_tok_s       the same with weights and cache in 8 bits
+    PRECISION_prefill_tok_s  prompt tokens read per second, 512 of them
+    int4_over_int8       decoding speed: 4-bit blocks taken over against rounded 8-bit ones
     ttft_ms              from `start` to the first token, a chat prompt of 36 tokens, int8
     int8_load_ms         `Decoder.load`, verification of the files by digest included
     rss_mb               resident memory, int8
@@ -33,18 +35,23 @@ QUESTION = "Why is the sea salty?"
 TEXT = Path(__file__).parents[1] / "tests/inference/oracle/harbour.txt"
 ROUNDS = 7
 NEW_TOKENS = 128
+PREFILLED = ("int8", "int4", "fp32")
 DISTRIBUTIONS = ("onnxruntime", "numpy", "tokenizers")
 
 
 def run(json: Path | None, *, peers: bool) -> dict[str, float]:
     """Measure, print, and write what was measured."""
     models.add(NAME)
-    decoders = {precision: Decoder.load(NAME, precision=precision) for precision in ("fp32", "int8", "int4")}
+    decoders = {
+        precision: Decoder.load(NAME, precision=precision) for precision in ("fp32", "int8", "int4", "int4-rtn")
+    }
+    decoders = {name.replace("-", "_"): decoder for name, decoder in decoders.items()}
+    decoders["int8_kv8"] = Decoder.load(NAME, precision="int8", kv="int8")
     int8 = decoders["int8"]
     text = int8.encode(TEXT.read_text(encoding="utf-8"))
     samples: dict[str, Any] = {f"{precision}_tok_s": [] for precision in decoders}
     samples |= {
-        "int8_prefill_tok_s": [],
+        **{f"{precision}_prefill_tok_s": [] for precision in PREFILLED},
         "ttft_ms": [],
         "int8_load_ms": [],
         "loop_idle_ms": [],
@@ -56,7 +63,8 @@ def run(json: Path | None, *, peers: bool) -> dict[str, float]:
     for _ in range(ROUNDS):
         for precision, decoder in decoders.items():
             samples[f"{precision}_tok_s"].append(decode(decoder, text[:64], NEW_TOKENS))
-        samples["int8_prefill_tok_s"].append(512 / first_token(int8, text[:512]))
+        for precision in PREFILLED:
+            samples[f"{precision}_prefill_tok_s"].append(512 / first_token(decoders[precision], text[:512]))
         samples["ttft_ms"].append(first_token(int8, int8.encode_chat(QUESTION)) * 1e3)
         samples["int8_load_ms"].append(load() * 1e3)
         samples["python_share"].append(python_share(int8, text[:64]))
@@ -69,6 +77,7 @@ def run(json: Path | None, *, peers: bool) -> dict[str, float]:
     percentiles = statistics.quantiles(samples["loop_ms"], n=100)
     figures |= {"loop_p50_ms": percentiles[49], "loop_p99_ms": percentiles[98]}
     figures["loop_idle_p50_ms"] = statistics.median(samples["loop_idle_ms"])
+    figures["int4_over_int8"] = figures["int4_tok_s"] / figures["int8_tok_s"]
     notes = ["Peers are not measured yet."] if peers else []
     print_figures("decode", figures, notes)
     if json is not None:

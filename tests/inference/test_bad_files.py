@@ -133,7 +133,7 @@ def test_an_unknown_model_is_named_with_those_that_are_known(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("precision", ["fp8", "", None, "INT8"])
+@pytest.mark.parametrize("precision", ["fp8", "", "INT8"])
 def test_an_unknown_precision_is_named_with_those_that_are_known(tmp_path, precision):
-    with pytest.raises(UnknownPrecisionError, match="'int8', 'int8-block32', 'int4', 'fp32'"):
+    with pytest.raises(UnknownPrecisionError, match="'int8', 'int8-block32', 'int4', 'int4-rtn'"):
         prepare("smollm2-135m", precision=precision, cache_dir=tmp_path)

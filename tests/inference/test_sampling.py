@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seawall.inference.errors import InvalidSettingError, RuntimeFailure
-from seawall.inference.generate.sampling import Sampling, distribution, draw, greedy
+from seawall.inference.generate.choosing import Chooser, Penalties
+from seawall.inference.generate.sampling import Greedy, Sampling, distribution, draw, greedy
 
 
 def plainly(logits, rules):
@@ -50,14 +51,88 @@ def test_the_fast_path_keeps_exactly_what_full_sorts_keep(seed, flatness, temper
 )
 def test_a_hundred_thousand_draws_have_the_frequencies_of_the_distribution(rules):
     logits = np.random.default_rng(4).normal(0, 0.7, 40).astype(np.float32)
-    rng = np.random.default_rng(5)
     expected = plainly(logits, rules) * 100_000
-    counts = np.bincount([draw(logits, rules, rng) for _ in range(100_000)], minlength=40)
+    counts = np.bincount([draw(logits, rules, 977 * place)[0] for place in range(100_000)], minlength=40)
     assert not counts[expected == 0].any()
     likely = expected > 0
     chi_square = ((counts[likely] - expected[likely]) ** 2 / expected[likely]).sum()
     freedom = likely.sum() - 1
     assert chi_square < freedom + 4 * np.sqrt(2 * freedom)  # 4 standard deviations
+
+
+def test_far_tokens_of_a_large_vocabulary_are_drawn_as_often_as_they_should():
+    logits = np.full(5_000, -14.0, dtype=np.float32)  # each e^-14 of the likeliest, together 0.4 %
+    logits[7] = 0
+    far = [token for key in range(20_000) if (token := draw(logits, Sampling(), 31 * key)[0]) != 7]
+    assert 4_999 * np.exp(-14) * 20_000 == pytest.approx(83, abs=1)
+    assert 50 < len(far) < 120
+    assert len(set(far)) > 0.95 * len(far)
+
+
+def test_two_models_that_nearly_agree_draw_the_same_token_from_the_same_key():
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 2, 300).astype(np.float32)
+    near = logits + rng.normal(0, 0.05, 300).astype(np.float32)
+    apart = np.abs(plainly(logits, Sampling()) - plainly(near, Sampling())).sum() / 2
+    same = np.mean([draw(logits, Sampling(), key)[0] == draw(near, Sampling(), key)[0] for key in range(4_000)])
+    assert same > (1 - apart) / (1 + apart) - 0.02
+    apart_keys = np.mean(
+        [draw(logits, Sampling(), key)[0] == draw(near, Sampling(), key + 400)[0] for key in range(400)]
+    )
+    assert apart_keys < 0.3
+
+
+def test_a_small_lead_says_that_little_noise_would_have_changed_the_choice():
+    logits = np.array([3.0, 2.9, -5.0], dtype=np.float32)
+    leads = [draw(logits, Sampling(), key)[1] for key in range(500)]
+    assert min(leads) >= 0
+    assert np.mean(np.array(leads) < 0.5) > 0.2
+    assert Chooser(Greedy()).choose_with_lead(logits) == (0, pytest.approx(0.1, abs=1e-6))
+
+
+@given(
+    repetition=st.sampled_from([0.5, 1.0, 1.7]),
+    presence=st.sampled_from([-1.0, 0.0, 2.0]),
+    frequency=st.sampled_from([0.0, 0.7]),
+    prompt=st.lists(st.integers(0, 9), max_size=6),
+    answer=st.lists(st.integers(0, 9), max_size=6),
+    cut=st.integers(0, 6),
+)
+def test_penalties_do_what_they_say_whether_tokens_are_decided_or_drafted(
+    repetition, presence, frequency, prompt, answer, cut
+):
+    logits = np.linspace(-2, 2, 10, dtype=np.float32)
+    expected = logits.astype(np.float64)
+    for token in range(10):
+        if token in prompt + answer:
+            expected[token] = expected[token] / repetition if expected[token] > 0 else expected[token] * repetition
+        expected[token] -= presence * (token in answer) + frequency * answer.count(token)
+    chooser = Chooser(Sampling(), Penalties(repetition=repetition, presence=presence, frequency=frequency), prompt)
+    for token in answer[:cut]:
+        chooser.decide(token)
+    weights = np.exp(expected - expected.max())
+    np.testing.assert_allclose(chooser.probabilities(logits, answer[cut:]), weights / weights.sum(), atol=1e-6)
+
+
+def test_a_choice_depends_on_its_position_and_not_on_who_asks():
+    logits = np.random.default_rng(3).normal(0, 1, 50).astype(np.float32)
+    first, second = Chooser(Sampling(seed=4)), Chooser(Sampling(seed=4))
+    drafted = [first.choose(logits, [0] * place) for place in range(30)]
+    alone = []
+    for _ in range(30):
+        alone.append(second.choose(logits))
+        second.decide(0)
+    assert drafted == alone
+    assert len(set(alone)) > 5
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("repetition", 0), ("repetition", float("inf")), ("presence", 101), ("frequency", float("nan"))],
+)
+def test_a_penalty_out_of_range_is_refused_with_its_name_and_value(setting, value):
+    with pytest.raises(InvalidSettingError, match=f"{setting} must be .*got {value!r}"):
+        Penalties(**{setting: value})
 
 
 def test_greedy_takes_the_first_of_the_likeliest():
@@ -70,7 +145,7 @@ def test_a_model_that_gives_nan_or_infinity_is_an_error_and_not_a_token(bad):
     with pytest.raises(RuntimeFailure, match="logit"):
         greedy(logits)
     with pytest.raises(RuntimeFailure, match="logit"):
-        draw(logits, Sampling(), np.random.default_rng(0))
+        draw(logits, Sampling(), 0)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,15 @@ TEMPLATE = (
 
 
 def write(path, *, change=lambda writer: None, **overrides):
-    """Write the model; keyword arguments replace numbers of its header, `change` adds to it."""
+    """Write the model; keyword arguments replace numbers of its header, `change` adds to it.
+
+    Matrices are stored as `kind`, those that `kinds` names, such as "ffn_down", as it says.
+    """
     facts = {
         "block_count": 2, "embedding_length": 64, "feed_forward_length": 96, "head_count": 4,
         "head_count_kv": 2, "context_length": 128, "pre": "smollm", "architecture": "llama", "eos": 2,
         "tokens": TOKENS, "types": TYPES, "merges": ["a b"], "template": TEMPLATE, "poison": None,
+        "kind": gguf.GGMLQuantizationType.Q4_1, "kinds": {},
     } | overrides  # fmt: skip
     writer = gguf.GGUFWriter(path, facts["architecture"])
     writer.add_block_count(facts["block_count"])
@@ -45,7 +49,7 @@ def write(path, *, change=lambda writer: None, **overrides):
 
 def _add_tensors(writer, facts):
     rng = np.random.default_rng(7)
-    vocabulary = len(TOKENS)
+    vocabulary = len(facts["tokens"])
     matrices = {"token_embd": (vocabulary, 64)}
     norms = ["output_norm"]
     for layer in range(2):
@@ -63,5 +67,6 @@ def _add_tensors(writer, facts):
         writer.add_tensor(f"{name}.weight", values)
     for name, shape in matrices.items():
         values = rng.normal(0, 0.3, shape).astype(np.float32)
-        kind = gguf.GGMLQuantizationType.Q8_0 if name == "token_embd" else gguf.GGMLQuantizationType.Q4_1
+        stored = {"token_embd": gguf.GGMLQuantizationType.Q8_0} | facts["kinds"]
+        kind = stored.get(name.rpartition(".")[2], facts["kind"])
         writer.add_tensor(f"{name}.weight", gguf.quants.quantize(values, kind), raw_dtype=kind)

@@ -12,11 +12,12 @@ from contextlib import aclosing, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import anyio
 import anyio.to_thread
 
+from seawall.core import answering
 from seawall.core.decorate import Policy
 from seawall.core.pipeline import Pipeline
 from seawall.engine.worker import Worker, WorkerClosedError
@@ -28,6 +29,7 @@ from seawall.policies.timeout import Timeout
 if TYPE_CHECKING:
     from seawall.inference.generate.decoder import Decoder
     from seawall.inference.generate.sampling import Greedy, Sampling
+    from seawall.inference.generate.speculation import Speculation
 
 Prompt = str | Seq[Mapping[str, str]]
 
@@ -129,7 +131,9 @@ class Engine:
         cls,
         model: str | os.PathLike[str],
         *,
-        precision: str = "int8",
+        precision: str | None = None,
+        kv: str = "fp32",
+        speculation: Speculation | Literal["auto"] | None = None,
         context: int = 2048,
         threads: int | None = None,
         policies: Iterable[Policy] | None = None,
@@ -139,8 +143,10 @@ class Engine:
         """An engine for `model`, which loads when it is opened: `async with Engine.load(...)`, or `await` it.
 
         Args:
-            model: a name that `seawall models list` shows, or the path of a GGUF file.
-            precision: of the weights; "int8", "int8-block32", "int4" or "fp32".
+            model: a name that `seawall models list` shows, the path of a GGUF file, or a prepared folder.
+            precision: of the weights, one of `models.PRECISIONS`; None for "int8", or for what a folder holds.
+            kv: of the key/value cache: "fp32", "int8" or "int4"; see `Decoder.load`.
+            speculation: how to draft, or "auto"; answers come faster and stay the same. See `Decoder.load`.
             context: tokens of prompt and answer together, at most.
             threads: of a step; as many as affinity and the cgroup's quota allow unless told.
             policies: outermost first, instead of the usual ones; an empty tuple for none.
@@ -159,6 +165,8 @@ class Engine:
             return Decoder.load(
                 model,
                 precision=precision,
+                kv=kv,
+                speculation=speculation,
                 threads=threads,
                 context=context,
                 cache_dir=cache_dir,
@@ -285,17 +293,28 @@ async def _steps(
 ) -> AsyncGenerator[Piece, None]:
     """One answer, in the caller's task, behind the policies. Not a method: the engine would be a cycle."""
     worker, decoder = engine._running()
-    try:
-        tokens = await worker.run(lambda: decoder.encode_chat(prompt))
-        with closing(decoder.start(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop)) as sequence:
-            finished = False
-            while not finished:
-                step = await worker.run(sequence.step, sequence.cancel)
-                finished = step is None or step.finish is not None
-                if step is not None and step.token is not None:
-                    yield Piece(step.text, step.token, step.finish)
-    except (WorkerClosedError, DecoderClosedError):
-        raise EngineClosedError(f"engine {engine.name!r} was closed during this answer") from None
+    with answering.watched(_asked(engine.name, prompt, max_tokens, sampling)) as answer:
+        try:
+            tokens = await worker.run(lambda: decoder.encode_chat(prompt))
+            answer.read(len(tokens))
+            with closing(decoder.start(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop)) as sequence:
+                finished = False
+                while not finished:
+                    step = await worker.run(sequence.step, sequence.cancel)
+                    finished = step is None or step.finish is not None
+                    if step is not None and step.token is not None:
+                        answer.piece(step.text, step.finish)
+                        yield Piece(step.text, step.token, step.finish)
+        except (WorkerClosedError, DecoderClosedError):
+            raise EngineClosedError(f"engine {engine.name!r} was closed during this answer") from None
+
+
+def _asked(name: str, prompt: Prompt, max_tokens: int, sampling: Greedy | Sampling) -> answering.Asked:
+    from seawall.inference.generate.sampling import Sampling
+
+    if isinstance(sampling, Sampling):
+        return answering.Asked(name, prompt, max_tokens, sampling.temperature, sampling.top_p, sampling.seed)
+    return answering.Asked(name, prompt, max_tokens)
 
 
 def _default_policies(name: str) -> tuple[Policy, ...]:

@@ -20,22 +20,39 @@ from . import errors
 
 if TYPE_CHECKING:
     from . import models
+    from .generate.batch import Batch, Part
+    from .generate.choosing import Penalties
     from .generate.decoder import Decoder
+    from .generate.exactness import StepExactness
+    from .generate.report import DecoderReport
     from .generate.sampling import Greedy, Sampling
     from .generate.sequence import Sequence, Step
+    from .generate.speculation.settings import Speculation
     from .quality import perplexity
     from .runtime.backend import Backend
+    from .runtime.batching.batcher import MicroBatcher
+    from .runtime.batching.padding import Padding
+    from .runtime.calls import Cancellation
     from .runtime.pool import share_threads
     from .runtime.report import Report
 
 __all__ = [
     "Backend",
+    "Batch",
+    "Cancellation",
     "Decoder",
+    "DecoderReport",
     "Greedy",
+    "MicroBatcher",
+    "Padding",
+    "Part",
+    "Penalties",
     "Report",
     "Sampling",
     "Sequence",
+    "Speculation",
     "Step",
+    "StepExactness",
     "errors",
     "models",
     "perplexity",
@@ -44,12 +61,21 @@ __all__ = [
 
 _HOMES = {
     "Backend": "runtime.backend",
+    "Batch": "generate.batch",
+    "Cancellation": "runtime.calls",
     "Decoder": "generate.decoder",
+    "DecoderReport": "generate.report",
     "Greedy": "generate.sampling",
+    "MicroBatcher": "runtime.batching.batcher",
+    "Padding": "runtime.batching.padding",
+    "Part": "generate.batch",
+    "Penalties": "generate.choosing",
     "Report": "runtime.report",
     "Sampling": "generate.sampling",
     "Sequence": "generate.sequence",
+    "Speculation": "generate.speculation.settings",
     "Step": "generate.sequence",
+    "StepExactness": "generate.exactness",
     "perplexity": "quality",
     "share_threads": "runtime.pool",
 }

@@ -14,16 +14,24 @@ ModelError
 +-- InvalidSettingError          (ValueError)    a setting outside its range
 +-- InvalidArrayError            (ValueError)    an array of a type or shape that cannot be quantized or compared
 |   +-- NotFiniteError                           NaN or infinity among its values
++-- QualityError                                 nothing can be said about how alike two models are
+|   +-- IncomparableModelsError  (ValueError)    different vocabularies or outputs
+|   +-- NoQualityDataError       (ValueError)    nothing to compare them on
++-- QualityGateError                             a model that was measured, and found worse than its gate allows
++-- QuantizationError            (ValueError)    a model that the recipe cannot be applied to
 +-- DecoderClosedError                           used after close()
 +-- SequenceBusyError                            two threads stepped one sequence at once
 +-- GenerationCancelledError                     cancel() was called; neither success nor failure
 +-- BackendClosedError                           used after close() or drain(), or closed meanwhile
 +-- RunDeadlineError             (TimeoutError)  the run's own deadline passed; retryable
++-- BatchQueueFullError                          too many rows wait for a batch already; retryable
 +-- RuntimeFailure                               ONNX Runtime failed
     +-- RuntimeMisuseError                       a request it can never run
     |   +-- InvalidInputError    (ValueError)    an input that the model does not take
     |   +-- ProviderError                        what was asked for is not what would serve
     |   +-- ForkedBackendError                   loaded before a fork, used in the child
+    |   +-- DependentRowsError                   a row's output would depend on the rows it shares a run with
+    +-- NotFiniteOutputError                     NaN or infinity where `finite` forbids them
     +-- RuntimeExhaustedError                    out of memory; retryable
     +-- RuntimeDeviceError                       the provider or its device failed; retryable on a new session
     +-- RuntimeInterruptedError                  stopped from outside; retryable
@@ -147,12 +155,53 @@ class NotFiniteError(InvalidArrayError):
     Attributes:
         count: how many such values were found.
         index: where the first of them is.
+        tensor: its name in the model, or None for a plain array.
     """
 
-    def __init__(self, count: int, index: tuple[int, ...]) -> None:
+    def __init__(self, count: int, index: tuple[int, ...], tensor: str | None = None) -> None:
         self.count = count
         self.index = index
-        super().__init__(f"expected finite values, found {count} NaN or infinite, the first at {list(index)}")
+        self.tensor = tensor
+        where = "" if tensor is None else f" in {tensor!r}"
+        super().__init__(f"expected finite values{where}, found {count} NaN or infinite, the first at {list(index)}")
+
+
+class QualityError(ModelError):
+    """Nothing can be said about how alike two models are; the message says why."""
+
+
+class IncomparableModelsError(QualityError, ValueError):
+    """The two models do not answer the same question: other tokens, or other outputs."""
+
+
+class NoQualityDataError(QualityError, ValueError):
+    """There is no data to compare the models on."""
+
+
+class QualityGateError(ModelError):
+    """A model was measured against its reference and is worse than its gate allows, so it does not serve.
+
+    Attributes:
+        measure: the first measure out of bounds, such as "kl".
+        measured: its value, or None where the gate asks for what was never measured.
+        limit: the bound.
+        failures: every one out of bounds, as (measure, measured, limit).
+    """
+
+    def __init__(self, name: str, failures: Iterable[tuple[str, float | None, str, float]], cure: str) -> None:
+        found = tuple(failures)
+        self.failures = tuple((measure, measured, limit) for measure, measured, _, limit in found)
+        self.measure, self.measured, self.limit = self.failures[0]
+        self.cure = cure
+        reasons = ", ".join(
+            f"{measure} {'was not measured' if measured is None else f'is {measured:.4g}'} ({how} {limit:g})"
+            for measure, measured, how, limit in found
+        )
+        super().__init__(f"{name} does not pass its quality gate: {reasons}. {cure}")
+
+
+class QuantizationError(ModelError, ValueError):
+    """The model is sound, but the recipe cannot be applied to it; the message holds the cure."""
 
 
 class DecoderClosedError(ModelError):
@@ -179,6 +228,23 @@ class RunDeadlineError(ModelError, TimeoutError):
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         super().__init__(f"the run did not end within its deadline of {deadline:g} s")
+
+
+class BatchQueueFullError(ModelError):
+    """As many rows wait for a batch as may; the request was not taken.
+
+    Attributes:
+        queued: rows that wait.
+        retry_after: seconds after which there is probably room, or None before the first batch has run.
+    """
+
+    retryable = True
+
+    def __init__(self, name: str, queued: int, limit: int, retry_after: float | None) -> None:
+        self.queued = queued
+        self.retry_after = retry_after
+        when = "" if retry_after is None else f"; try again in {retry_after:.3g} s"
+        super().__init__(f"{queued} rows wait for a batch of {name!r}, and max_queued is {limit}{when}")
 
 
 class RuntimeFailure(ModelError):
@@ -243,6 +309,34 @@ class ForkedBackendError(RuntimeMisuseError):
             f"backend {name!r} was loaded in process {parent} and used in its fork {child}: "
             "load it in each worker process, after the fork, or start workers with spawn",
         )
+
+
+class DependentRowsError(RuntimeMisuseError):
+    """Rows of one run influence each other, so requests of different users must not share one.
+
+    Attributes:
+        why: what was found, in a few words.
+    """
+
+    def __init__(self, name: str, why: str, cure: str) -> None:
+        self.kind = "DependentRows"
+        self.why = why
+        ModelError.__init__(self, f"{name!r} cannot be batched: {why}. {cure}")
+
+
+class NotFiniteOutputError(RuntimeFailure):
+    """The model answered with NaN or infinity, and was loaded with `finite=True`.
+
+    Attributes:
+        output: name of the output.
+        count: how many such values it holds.
+    """
+
+    def __init__(self, name: str, output: str, count: int) -> None:
+        self.kind = "NotFinite"
+        self.output = output
+        self.count = count
+        ModelError.__init__(self, f"{name!r} answered with {count} NaN or infinite values in {output!r}")
 
 
 class RuntimeExhaustedError(RuntimeFailure):

@@ -7,8 +7,9 @@ import threading
 import weakref
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -19,16 +20,31 @@ from seawall.inference.errors import (
     InvalidSettingError,
     PromptTooLongError,
 )
+from seawall.inference.models.catalogue import CATALOGUE
 from seawall.inference.models.chat import ChatTemplate, Message, checked_messages
-from seawall.inference.models.convert import PreparedModel, prepare
+from seawall.inference.models.convert import PreparedModel, open_prepared, prepare
 from seawall.inference.models.fetch import Progress
+from seawall.inference.models.kv_cache import CACHES, cache_dtype, cache_width
 from seawall.inference.models.tokenizer import TextCodec
+from seawall.inference.quality import manifest
 from seawall.inference.runtime import ort
 from seawall.inference.runtime.threads import available_threads
 
+from .batch import Batch, memory_of
+from .choosing import Chooser, Penalties
+from .exactness import SHARED, StepExactness, probe
+from .loading import as_folder, checked_config, open_decoder
+from .report import DecoderReport
 from .sampling import Greedy, Sampling
 from .sequence import Sequence
 from .slot import Slot
+from .speculation.costs import Pace
+from .speculation.drafter import Drafting
+from .speculation.model import ModelDraft
+from .speculation.ngram import NGram
+from .speculation.settings import Speculation
+from .speculation.starting import begin
+from .speculation.target import measure
 
 _KEPT_SLOTS = 4  # free caches kept for reuse; more would hold the memory of a burst for ever
 _MOST_STOPS, _LONGEST_STOP = 16, 256  # they are searched for at every token
@@ -55,14 +71,18 @@ class Decoder:
     ```
 
     Attributes:
+        folder: where its files are.
         name: the model's name.
         precision: how its weights are stored.
+        kv: how its key/value cache is stored.
         context: most tokens of one sequence, prompt and answer together.
         threads: threads that a step uses, the caller's own included.
     """
 
-    def __init__(self, model: PreparedModel, *, threads: int | None = None, context: int = 2048) -> None:
-        config = model.facts["config"]
+    def __init__(
+        self, model: PreparedModel, *, threads: int | None = None, context: int = 2048, kv: str = "fp32"
+    ) -> None:
+        config = checked_config(model)
         threads = available_threads() if threads is None else threads
         if type(threads) is not int or not 1 <= threads <= 1024:
             raise InvalidSettingError(f"threads must be a whole number from 1 to 1024, got {threads!r}")
@@ -70,15 +90,28 @@ class Decoder:
             raise InvalidSettingError(
                 f"context must be a whole number from 2 to {config['context']} (the model's), got {context!r}"
             )
+        if kv not in CACHES:
+            raise InvalidSettingError(
+                f"kv must be one of {', '.join(CACHES)}, got {kv!r}; 8-bit floats have no attention kernel on the CPU, "
+                "and int8 takes as many bytes and loses less"
+            )
+        self.folder = model.folder
         self.name: str = model.facts["model"]
         self.precision: str = model.facts["precision"]
+        self.kv = kv
         self.context = context
         self.threads = threads
         self._config = config
         self._ends = frozenset(model.facts["end_tokens"])
         self._codec = TextCodec(model.folder / "tokenizer.json")
         self._template = ChatTemplate(model.facts["chat_template"], self._codec)
-        self._session: Any = ort.build_session(model.folder / "model.onnx", threads=threads)
+        loaded = open_decoder(model, threads=threads, kv=kv, codec=self._codec, template=self._template)
+        self._session: Any = loaded.session
+        self._report = DecoderReport.of(self, loaded)
+        self._exactness: StepExactness | None = None
+        self._paces: dict[bool, Pace] = {}
+        self._speculation: Speculation | None = None
+        self._draft: Decoder | None = None
         # Reentrant: a forgotten sequence may be collected, and give its slot back, while it is held.
         self._lock = threading.RLock()
         self._free: list[Slot] = []
@@ -90,32 +123,61 @@ class Decoder:
         cls,
         name_or_path: str | os.PathLike[str],
         *,
-        precision: str = "int8",
+        precision: str | None = None,
         threads: int | None = None,
         context: int = 2048,
+        kv: str = "fp32",
+        speculation: Speculation | Literal["auto"] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
+        check_quality: bool = True,
     ) -> Decoder:
-        """Load a model by its name in the catalogue, or from a GGUF file.
+        """Load a model by its name in the catalogue, from a GGUF file, or from a prepared folder.
 
-        The first load converts it, which takes seconds; later ones verify the converted files by digest,
-        and convert again what is damaged. Nothing is downloaded: `models.add` does that.
+        The first load of a name or a GGUF file converts it, which takes seconds; later ones verify the converted files
+        by digest, and convert again what is damaged. A folder, such as `quantize_model` makes, is verified
+        and never changed. Nothing is downloaded: `models.add` does that.
 
         Args:
             name_or_path: such as "smollm2-135m".
-            precision: "int8", "int8-block32", "int4" (lossy) or "fp32".
+            precision: one of `models.PRECISIONS`; None for "int8", or for what a folder holds.
             threads: None for as many as affinity and CPU quota allow.
             context: most tokens of one sequence; its cache is reserved up front, and touched as it fills.
+            kv: how the key/value cache is stored: "fp32", "int8" (a quarter of the bytes, hardly any loss, and runs
+                of any number of tokens give the same logits) or "int4" (an eighth, lossy). The first load with a
+                quantized cache measures its scales, for a second or two.
+            speculation: what `start` uses unless told otherwise. "auto" drafts from the text itself, and for fp32 from
+                the same model in 4 or 8 bits as well, which is loaded beside it.
             cache_dir: None for `$SEAWALL_CACHE`, or the user's cache folder.
             progress: called with a stage and a fraction while converting.
+            check_quality: refuse a folder whose recorded scores are out of their gate's bounds; see `quality.record`.
 
         Raises:
+            QualityGateError: the model was measured, and found worse than its gate allows.
             ModelError: UnknownModelError, UnknownPrecisionError, ModelNotInstalledError,
                 CorruptModelError, ModelCacheError, InvalidSettingError or RuntimeFailure.
             MissingExtraError: a package of the `cpu` extra is not installed.
         """
-        model = prepare(name_or_path, precision=precision, cache_dir=cache_dir, progress=progress)
-        return cls(model, threads=threads, context=context)
+        if (folder := as_folder(name_or_path)) is None:
+            model = prepare(name_or_path, precision=precision, cache_dir=cache_dir, progress=progress)
+        else:
+            model = open_prepared(folder)
+            if precision not in (None, found := model.facts.get("precision")):
+                raise InvalidSettingError(f"precision is {precision!r}, but {folder} holds {found!r}: leave it out")
+        if check_quality:
+            manifest.check(model.facts, str(model.folder))
+        decoder = cls(model, threads=threads, context=context, kv=kv)
+        if speculation != "auto":
+            decoder._speculation = speculation
+        elif decoder.precision != "fp32" or folder is not None:
+            decoder._speculation = Speculation()
+        else:
+            small = "int4" if name_or_path in CATALOGUE else "int8"  # the catalogue's files are of 4 bits: no loss
+            decoder._draft = cls.load(
+                name_or_path, precision=small, threads=threads, context=context, cache_dir=cache_dir, progress=progress
+            )
+            decoder._speculation = Speculation(drafters=(NGram(), ModelDraft(decoder=decoder._draft)))
+        return decoder
 
     def __enter__(self) -> Self:
         return self
@@ -136,10 +198,60 @@ class Decoder:
         return int(self._config["vocabulary"])
 
     @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        return self._ends
+
+    @property
     def cache_bytes_per_token(self) -> int:
         """Bytes of key/value cache that one token of a sequence fills."""
         config = self._config
-        return int(config["layers"] * 2 * config["kv_heads"] * config["head_size"] * 4)
+        vector = cache_width(self.kv, config["head_size"]) * cache_dtype(self.kv).itemsize
+        return int(config["layers"] * 2 * config["kv_heads"] * vector)
+
+    def batch(self, rows: int, memory: np.ndarray[Any, Any] | None = None) -> Batch:
+        """A way to run up to `rows` sequences in one call, each with its own past; the floor that engines build on.
+
+        `memory` holds their caches, [layers, 2, rows, kv_heads, positions, width] of the cache's type; None takes
+        room for `context` tokens a row, touched as it fills. Raises InvalidSettingError or DecoderClosedError.
+        """
+        with self._lock:
+            if self._session is None:
+                raise DecoderClosedError("this decoder is closed: load it again")
+            session = self._session
+        return Batch(session, self._config, memory_of(self._config, self.kv, rows, self.context, memory))
+
+    def exactness(self) -> StepExactness:
+        """Whether a token's logits depend on how many tokens share its run: tried out once, in about a second.
+
+        Raises DecoderClosedError, or RuntimeFailure if ONNX Runtime fails.
+        """
+        if self._exactness is None:
+            slot = self._lend()
+            try:
+                memory = memory_of(self._config, self.kv, 3, min(SHARED, self.context), None)
+                batch = Batch(slot.session, self._config, memory)
+                self._exactness = probe(slot, batch, self.vocabulary, self.context)
+            finally:
+                self._take_back(slot)
+        return self._exactness
+
+    def pace(self, *, padded: bool = False) -> Pace:
+        """Seconds of short passes, which speculation plans with: timed once, in a quarter of a second.
+
+        `padded` is for single tokens that run as two. Raises like `exactness`.
+        """
+        if padded not in self._paces:
+            slot = self._lend()
+            try:
+                self._paces[padded] = measure(slot, padded=padded, context=self.context)
+            finally:
+                self._take_back(slot)
+        return self._paces[padded]
+
+    def report(self) -> DecoderReport:
+        """What this decoder really runs; `exactness` is in it once it was asked for."""
+        return replace(self._report, exactness=self._exactness)
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a plain text: no template around it, and nothing in it acts as a control token."""
@@ -169,8 +281,14 @@ class Decoder:
         max_tokens: int,
         sampling: Greedy | Sampling = Greedy(),  # noqa: B008 - frozen
         stop: Seq[str] = (),
+        penalties: Penalties | None = None,
+        speculation: Speculation | Literal[False] | None = None,
     ) -> Sequence:
         """Begin to answer a prompt; nothing is computed before the first `step`.
+
+        With `speculation` drafts are verified several at a time, which changes how fast the answer comes and not
+        what it says; None does as the decoder was loaded, False goes without. The first such sequence of a decoder
+        measures it, for a second or so.
 
         The answer ends at an end token of the model, before a stop string, after `max_tokens`, or where the
         context is full. Raises EmptyPromptError, PromptTooLongError, InvalidPromptError, InvalidSettingError
@@ -187,6 +305,10 @@ class Decoder:
             raise InvalidSettingError(
                 f"stop must be at most {_MOST_STOPS} strings of 1 to {_LONGEST_STOP} characters, got {stop!r:.200}"
             )
+        chooser = Chooser(sampling, penalties, prompt)
+        held: list[Drafting] = []
+        drafts = self._speculation if speculation is None else speculation
+        speculate = begin(self, drafts, chooser, prompt, held.append) if drafts else None
         sequence = Sequence(
             self._lend(),
             self._take_back,
@@ -194,8 +316,10 @@ class Decoder:
             prompt,
             limit=min(max_tokens, self.context - len(prompt)),
             ends=self._ends,
-            sampling=sampling,
+            chooser=chooser,
             stop=stop,
+            speculate=speculate,
+            held=held,
         )
         self._active.add(sequence)
         return sequence
@@ -220,6 +344,8 @@ class Decoder:
             self._free.clear()
         for sequence in list(self._active):
             sequence.close()
+        if self._draft is not None:
+            self._draft.close()
 
     def _refuse_hopeless(self, text: str) -> None:
         """Refuse a text that cannot fit before spending seconds on encoding it."""
@@ -246,7 +372,7 @@ class Decoder:
         with self._lock:
             if self._session is None:
                 raise DecoderClosedError("this decoder is closed: load it again")
-            slot = self._free.pop() if self._free else Slot(self._session, self._config, self.context)
+            slot = self._free.pop() if self._free else Slot(self._session, self._config, self.context, self.kv)
             self._lent += 1
             return slot
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
-
-import numpy as np
 
 from seawall.inference.errors import (
     DecoderClosedError,
@@ -20,8 +19,11 @@ from seawall.inference.errors import (
 from seawall.inference.models.tokenizer import TextCodec
 from seawall.inference.runtime import ort
 
-from .sampling import Greedy, Sampling, draw, greedy
+from .choosing import Chooser
 from .slot import CHUNK, Slot
+from .speculation.drafter import Drafting
+from .speculation.starting import Started
+from .speculation.statistics import SpeculationStatistics
 from .text import TextStream
 
 
@@ -45,7 +47,8 @@ class Step(NamedTuple):
 class Sequence:
     """A prompt being answered. Made by `Decoder.start`; close it, or use it in a `with` block.
 
-    Each `step` blocks its thread for one piece of work: at most 256 tokens of the prompt, or one new token.
+    Each `step` blocks its thread for one piece of work: at most 256 tokens of the prompt, or one new token. With
+    speculation one step in several works, for a draft and its verification, and those after it hand out what it found.
     So whoever drives several sequences can take turns, and can stop between any two steps. Steps of one
     sequence may run in different threads, one after the other; `cancel` and `close` may be called from any
     thread at any time.
@@ -64,8 +67,10 @@ class Sequence:
         *,
         limit: int,
         ends: frozenset[int],
-        sampling: Greedy | Sampling,
+        chooser: Chooser,
         stop: Seq[str],
+        speculate: Callable[[Slot], Started] | None = None,
+        held: Seq[Drafting] = (),
     ) -> None:
         self.prompt_tokens = len(prompt)
         self.tokens: list[int] = []
@@ -75,7 +80,10 @@ class Sequence:
         self._length = 0
         self._limit = limit
         self._ends = ends
-        self._choose = _chooser(sampling)
+        self._chooser = chooser
+        self._speculate = speculate
+        self._started: Started | None = None
+        self._decided: deque[int] = deque()
         self._text = TextStream(stop)
         self._lock = threading.Lock()  # held for nanoseconds, never during a run
         self._running: Any = None
@@ -83,7 +91,7 @@ class Sequence:
         self._closed = False
         self._finished = False
         # Runs once: at close, or when a forgotten sequence is collected.
-        self._release = weakref.finalize(self, give_back, slot)
+        self._release = weakref.finalize(self, _release, give_back, slot, held)
         self._release.atexit = False
 
     def __enter__(self) -> Self:
@@ -100,6 +108,11 @@ class Sequence:
             yield step
 
     @property
+    def speculation(self) -> SpeculationStatistics | None:
+        """What speculation did so far; None without it, and before the first step."""
+        return self._started.speculator.statistics() if self._started is not None else None
+
+    @property
     def finished(self) -> bool:
         """Whether the answer is complete; `step` returns None from then on."""
         return self._finished
@@ -114,6 +127,8 @@ class Sequence:
         try:
             if self._finished:
                 return None
+            if self._speculate is not None:
+                return self._speculative_step(slot, options, self._speculate)
             part = self._pending[:CHUNK]
             logits = slot.run(part, self._length, options)
             reading = not self.tokens
@@ -121,13 +136,35 @@ class Sequence:
             self._pending = self._pending[len(part) :]
             if self._pending:
                 return Step(None, "", None, len(part))
-            return self._accept(self._choose(logits), len(part) if reading else 0)
+            token = self._chooser.choose(logits)
+            self._chooser.decide(token)
+            return self._accept(token, len(part) if reading else 0)
         except RuntimeFailure as error:
             if self._cancelled or self._closed:  # however the runtime words that it was told to stop
                 raise GenerationCancelledError("this sequence was cancelled during a step") from error
             raise
         finally:
             self._end()
+
+    def _speculative_step(self, slot: Slot, options: Any, start: Callable[[Slot], Started]) -> Step:
+        if self._decided:
+            return self._accept(self._decided.popleft(), 0)
+        if self._started is None:
+            self._started = start(slot)
+        target, speculator = self._started
+        if self.tokens:
+            room = self._limit - len(self.tokens)
+            self._decided.extend(speculator.round(self._pending[0], room, options))
+            return self._accept(self._decided.popleft(), 0)
+        part = self._pending[:CHUNK]
+        logits = target.read(part, options)
+        self._pending = self._pending[len(part) :]
+        if self._pending:
+            return Step(None, "", None, len(part))
+        token = self._chooser.choose(logits)
+        self._chooser.decide(token)
+        speculator.begin(token)
+        return self._accept(token, len(part))
 
     def cancel(self) -> None:
         """Stop a step that is running, within milliseconds, and refuse all later ones. Never blocks."""
@@ -184,8 +221,9 @@ class Sequence:
         return Step(token, text, finish, read)
 
 
-def _chooser(sampling: Greedy | Sampling) -> Callable[[np.ndarray[Any, Any]], int]:
-    if isinstance(sampling, Greedy):
-        return greedy
-    rng = np.random.default_rng(sampling.seed)
-    return lambda logits: draw(logits, sampling, rng)
+def _release(give_back: Callable[[Slot], None], slot: Slot, held: Seq[Drafting]) -> None:
+    try:
+        for drafting in held:
+            drafting.close()
+    finally:
+        give_back(slot)

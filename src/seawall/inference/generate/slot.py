@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from seawall.inference.models.kv_cache import cache_dtype, cache_width
 from seawall.inference.runtime import ort
 
 Array = np.ndarray[Any, Any]
@@ -19,12 +20,18 @@ class Slot:
 
     ONNX Runtime reads and writes these arrays in place, so a run copies nothing, and going back to an
     earlier length is only a smaller number. Memory is touched, and counted by the system, as it fills.
+
+    Attributes:
+        session: runs it.
+        cache: [layers, 2, 1, kv_heads, context, width], stored as `kv` says; another slot's, where that was given.
     """
 
-    def __init__(self, session: ort.Session, config: dict[str, Any], context: int) -> None:
-        self._session = session
-        layers, kv_heads, head = config["layers"], config["kv_heads"], config["head_size"]
-        self.cache = _lazy_zeros((layers, 2, 1, kv_heads, context, head))
+    def __init__(
+        self, session: ort.Session, config: dict[str, Any], context: int, kv: str = "fp32", cache: Array | None = None
+    ) -> None:
+        self.session = session
+        layers, kv_heads, width = config["layers"], config["kv_heads"], cache_width(kv, config["head_size"])
+        self.cache = lazy_zeros((layers, 2, 1, kv_heads, context, width), cache_dtype(kv)) if cache is None else cache
         self._tokens = np.zeros((1, CHUNK), dtype=np.int64)
         self._last = np.zeros(1, dtype=np.int32)
         self._total = np.zeros((), dtype=np.int32)
@@ -37,6 +44,9 @@ class Slot:
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input("seqlens_k", ort.shared_value(self._last))
         self._binding.bind_ortvalue_input("total_len", ort.shared_value(self._total))
+        self._count = np.zeros(1, dtype=np.int32)
+        if takes_query_seqlens(session):
+            self._binding.bind_ortvalue_input("query_seqlens", ort.shared_value(self._count))
         for layer in range(layers):
             for part, name in enumerate("kv"):
                 value = ort.shared_value(self.cache[layer, part])
@@ -57,9 +67,8 @@ class Slot:
         if count != self._bound:
             self._bind(count)
         self._row[0] = count - 1
-        self._last[0] = length + count - 1
-        self._total[()] = length + count
-        ort.run(self._session, self._binding, options)
+        self._place(length, count)
+        ort.run(self.session, self._binding, options)
         row: Array = self._logits[0]
         return row
 
@@ -69,13 +78,17 @@ class Slot:
         logits = np.empty((count, self._logits.shape[1]), dtype=np.float32)
         self._tokens[0, :count] = tokens
         self._bind(count, np.arange(count, dtype=np.int64), logits)
-        self._last[0] = length + count - 1
-        self._total[()] = length + count
+        self._place(length, count)
         try:
-            ort.run(self._session, self._binding, options)
+            ort.run(self.session, self._binding, options)
         finally:
             self._bound = 0  # the next run binds its own buffers again
         return logits
+
+    def _place(self, length: int, count: int) -> None:
+        self._last[0] = length + count - 1
+        self._total[()] = length + count
+        self._count[0] = count
 
     def _bind(self, count: int, rows: Array | None = None, logits: Array | None = None) -> None:
         one = count == 1 and rows is None
@@ -88,13 +101,18 @@ class Slot:
         self._bound = count
 
 
-def _lazy_zeros(shape: tuple[int, ...]) -> Array:
+def takes_query_seqlens(session: ort.Session) -> bool:
+    """Whether a graph has the input that tells real tokens of a row from padding."""
+    return any(port.name == "query_seqlens" for port in session.get_inputs())
+
+
+def lazy_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Zeros whose memory is taken 4 KiB at a time, as it is written.
 
     With huge pages the first token would touch every one of them: 90 MB and 40 ms for 2,048 positions,
     because each head of each layer has a stretch of its own.
     """
-    memory = mmap.mmap(-1, 4 * math.prod(shape))
+    memory = mmap.mmap(-1, dtype.itemsize * math.prod(shape))
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(memory, dtype=np.float32).reshape(shape)
+    return np.frombuffer(memory, dtype=dtype).reshape(shape)

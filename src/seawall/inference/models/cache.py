@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +132,12 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     """Describe every file of a finished folder, beside `facts`; the facts themselves are digested too."""
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.iterdir())}
     content = {"facts": facts, "files": files}
-    sealed = {**content, "seal": _seal(content)}
+    sealed = {**content, "seal": seal(content)}
     (folder / MANIFEST).write_text(json.dumps(sealed, indent=1), encoding="utf-8")
 
 
-def _seal(content: dict[str, Any]) -> str:
+def seal(content: dict[str, Any]) -> str:
+    """A digest of plain data; it finds damage and edits by hand."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -150,7 +151,7 @@ def read_verified(folder: Path) -> dict[str, Any] | None:
         with (folder / MANIFEST).open("rb") as file:
             manifest = json.loads(file.read(_MANIFEST_LIMIT))
         content = {"facts": manifest["facts"], "files": manifest["files"]}
-        if manifest["seal"] != _seal(content) or not isinstance(manifest["facts"], dict):
+        if manifest["seal"] != seal(content) or not isinstance(manifest["facts"], dict):
             return None
         for name, expected in manifest["files"].items():
             path = folder / Path(name).name
@@ -160,3 +161,36 @@ def read_verified(folder: Path) -> dict[str, Any] | None:
         return None
     facts: dict[str, Any] = manifest["facts"]
     return facts
+
+
+def rewrite_facts(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any] | None:
+    """Put `change(facts)` in the place of a verified folder's facts, sealed anew; None where it does not verify.
+
+    The files stay as they are. Readers find the old manifest or the new one, never half of one.
+    """
+    if (facts := read_verified(folder)) is None:
+        return None
+    facts = change(facts)
+    with cache_errors(folder):
+        with (folder / MANIFEST).open("rb") as file:
+            content = {"facts": facts, "files": json.loads(file.read(_MANIFEST_LIMIT))["files"]}
+        sealed = json.dumps({**content, "seal": seal(content)}, indent=1)
+        if len(sealed.encode()) > _MANIFEST_LIMIT:
+            raise OSError(errno.EFBIG, "its manifest would be larger than 1 MiB")
+        temporary = folder / f"{_TEMPORARY}{MANIFEST}-{os.getpid()}-{secrets.token_hex(4)}"
+        try:
+            temporary.write_text(sealed, encoding="utf-8")
+            temporary.replace(folder / MANIFEST)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return facts
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """The facts of a folder's manifest, unverified; empty where there is none, or none that can be read."""
+    try:
+        with (folder / MANIFEST).open("rb") as file:
+            facts = json.loads(file.read(_MANIFEST_LIMIT))["facts"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}

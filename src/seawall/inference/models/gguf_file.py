@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +19,11 @@ import numpy as np
 
 from seawall.inference.errors import CorruptModelError, MissingExtraError
 
+from .lossless import BLOCK, Blocks
+
 try:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-    from gguf.quants import dequantize
+    from gguf.quants import Q4_K, dequantize
 except ImportError as error:
     raise MissingExtraError(error.name or "gguf") from error
 
@@ -47,6 +50,42 @@ _MAX_STRING = 1 << 20
 _MAX_ARRAY = 1 << 20  # vocabularies have a quarter of this
 
 Weights = np.ndarray[Any, np.dtype[np.float32]]
+Parts = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]
+
+
+def _q4_0(stored: np.ndarray[Any, Any]) -> Parts:
+    """Scales, minima and codes of blocks of 18 bytes: a scale, and 32 codes that stand for -8 to 7."""
+    scales = _halves(stored[:, :2])
+    return scales, -8 * scales, _nibbles(stored[:, 2:])
+
+
+def _q4_1(stored: np.ndarray[Any, Any]) -> Parts:
+    """Of blocks of 20 bytes: a scale, a minimum, and 32 codes."""
+    return _halves(stored[:, :2]), _halves(stored[:, 2:4]), _nibbles(stored[:, 4:])
+
+
+def _q4_k(stored: np.ndarray[Any, Any]) -> Parts:
+    """Of 144 bytes for eight blocks: two factors, eight scales and minima of 6 bits for them, and 256 codes."""
+    scales, minima = Q4_K.get_scale_min(stored[:, 4:16])
+    codes = _nibbles(stored[:, 16:].reshape(-1, 32))  # 32 bytes hold two blocks
+    return _halves(stored[:, :2]) * scales, -_halves(stored[:, 2:4]) * minima, codes
+
+
+def _halves(stored: np.ndarray[Any, Any]) -> Weights:
+    return stored.copy().view("<f2").astype(np.float32)
+
+
+def _nibbles(stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The low halves of each row, then the high ones."""
+    return np.concatenate((stored & 15, stored >> 4), axis=1)
+
+
+_BLOCKS: dict[GGMLQuantizationType, Callable[[np.ndarray[Any, Any]], Parts]] = {
+    GGMLQuantizationType.Q4_0: _q4_0,
+    GGMLQuantizationType.Q4_1: _q4_1,
+    GGMLQuantizationType.Q4_K: _q4_k,
+}
+FOUR_BITS = frozenset(_BLOCKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +160,17 @@ class GGUFFile:
         if not np.isfinite(scales).all():
             raise self._corrupt(f"tensor {name!r} holds scales that are not finite")
         return blocks[:, 2:].view(np.int8).reshape(info.shape), scales
+
+    def quantized_q4(self, name: str) -> Blocks | None:
+        """The blocks of a Q4_0, Q4_1 or Q4_K tensor as they are, else None."""
+        info = self._info(name)
+        if info.kind not in FOUR_BITS:
+            return None
+        rows, size = info.shape[0], GGML_QUANT_SIZES[info.kind][1]
+        scales, minima, codes = _BLOCKS[info.kind](self._stored(info).reshape(-1, size))
+        if not (np.isfinite(scales).all() and np.isfinite(minima).all()):
+            raise self._corrupt(f"tensor {name!r} holds scales that are not finite")
+        return Blocks(codes.reshape(rows, -1, BLOCK), scales.reshape(rows, -1), minima.reshape(rows, -1))
 
     def _info(self, name: str) -> TensorInfo:
         try:

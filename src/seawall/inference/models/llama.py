@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from seawall.inference.errors import CorruptModelError
 
 from .gguf_file import GGUFFile, Weights
+from .lossless import Blocks, stacked
 
 _LIMITS = {
     "block_count": 512,
@@ -132,41 +132,53 @@ def _check_tensors(gguf: GGUFFile, config: LlamaConfig) -> None:
             raise CorruptModelError(gguf.path, f"tensor {name!r} has shape {found}, expected {expected.get(name)}")
 
 
-def unpermuted(weights: Weights, heads: int) -> Weights:
-    """Undo the row order that llama.cpp gives Q and K, which interleaves the two rotary halves."""
-    rows, columns = weights.shape
-    halves = weights.reshape(heads, rows // heads // 2, 2, columns)
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows, columns)
+def unpermuted(rows: int, heads: int) -> np.ndarray[Any, np.dtype[np.intp]]:
+    """The order of rows that undoes the one llama.cpp gives Q and K, which interleaves the two rotary halves."""
+    halves = np.arange(rows).reshape(heads, rows // heads // 2, 2)
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer; each matrix is [outputs, inputs], projections that share their input are stacked."""
+    """One layer; each matrix is [outputs, inputs], projections that share their input are stacked.
+
+    A matrix is float32, or the blocks that the file stores where they were asked for and all its parts are such.
+    """
 
     attention_norm: Weights
-    qkv: Weights
-    attention_out: Weights
+    qkv: Weights | Blocks
+    attention_out: Weights | Blocks
     mlp_norm: Weights
-    gate_up: Weights
-    down: Weights
+    gate_up: Weights | Blocks
+    down: Weights | Blocks
 
 
-def layer_weights(gguf: GGUFFile, config: LlamaConfig, layer: int) -> LayerWeights:
-    """Read one layer as float32."""
-    read: Callable[[str], Any] = lambda name: gguf.dequantized(f"blk.{layer}.{name}.weight")  # noqa: E731
+def layer_weights(gguf: GGUFFile, config: LlamaConfig, layer: int, *, blocks: bool = False) -> LayerWeights:
+    """Read one layer; with `blocks`, matrices of 4 bits are not expanded."""
+
+    def norm(name: str) -> Weights:
+        return gguf.dequantized(f"blk.{layer}.{name}.weight")
+
+    def matrix(*parts: str) -> Weights | Blocks:
+        names = [f"blk.{layer}.{part}.weight" for part in parts]
+        orders = [unpermuted(gguf.tensors[name].shape[0], heads[part]) if part in heads else slice(None)
+                  for part, name in zip(parts, names, strict=True)]  # fmt: skip
+        if blocks:
+            stored = [gguf.quantized_q4(name) for name in names]
+            found = [one.rows(order) for one, order in zip(stored, orders, strict=True) if one is not None]
+            if len(found) == len(parts):
+                return stacked(found)
+        values = [gguf.dequantized(name)[order] for name, order in zip(names, orders, strict=True)]
+        return values[0] if len(values) == 1 else np.concatenate(values)
+
+    heads = {"attn_q": config.heads, "attn_k": config.kv_heads}
     return LayerWeights(
-        attention_norm=read("attn_norm"),
-        qkv=np.concatenate(
-            (
-                unpermuted(read("attn_q"), config.heads),
-                unpermuted(read("attn_k"), config.kv_heads),
-                read("attn_v"),
-            )
-        ),
-        attention_out=read("attn_output"),
-        mlp_norm=read("ffn_norm"),
-        gate_up=np.concatenate((read("ffn_gate"), read("ffn_up"))),
-        down=read("ffn_down"),
+        attention_norm=norm("attn_norm"),
+        qkv=matrix("attn_q", "attn_k", "attn_v"),
+        attention_out=matrix("attn_output"),
+        mlp_norm=norm("ffn_norm"),
+        gate_up=matrix("ffn_gate", "ffn_up"),
+        down=matrix("ffn_down"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Weights as MatMulNBits stores them: symmetric, per block of input columns, no zero points. Pure numpy."""
+"""Weights as MatMulNBits stores them: per block of input columns, symmetric or with whole zero points. Pure numpy."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class PackedWeight:
     Attributes:
         data: uint8 [rows, blocks, block * bits / 8]; two 4-bit values per byte, the low half first.
         scales: float32 [rows, blocks].
+        zero_points: uint8 [rows, ceil(blocks * bits / 8)], packed like `data`; None for 2^(bits-1) throughout. Whole
+            ones cost no speed; fractional ones, which ONNX Runtime also takes, are 80 times slower.
     """
 
     data: Array
@@ -28,6 +30,12 @@ class PackedWeight:
     columns: int
     bits: int
     block: int
+    zero_points: Array | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all three."""
+        return self.data.nbytes + self.scales.nbytes + (0 if self.zero_points is None else self.zero_points.nbytes)
 
 
 def pack(weights: Array, *, bits: int, block: int) -> PackedWeight:
@@ -66,8 +74,11 @@ def adopt_q8(values: Array, scales: Array) -> PackedWeight:
 
 def unpack(packed: PackedWeight) -> Array:
     """The float32 matrix that the packed weight stands for."""
-    data = packed.data
-    if packed.bits == 4:
+    data, zero = packed.data, packed.zero_points
+    if packed.bits != 8:
         data = unpack_bits(data, packed.bits, packed.block, signed=False)
-    values: Array = (data.astype(np.float32) - (1 << (packed.bits - 1))) * packed.scales[:, :, None]
+        if zero is not None:
+            zero = unpack_bits(zero, packed.bits, data.shape[1], signed=False)
+    middle: Any = 1 << (packed.bits - 1) if zero is None else zero.astype(np.float32)[:, :, None]
+    values: Array = (data.astype(np.float32) - middle) * packed.scales[:, :, None]
     return values.reshape(packed.rows, -1)[:, : packed.columns]

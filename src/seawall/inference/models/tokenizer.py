@@ -5,6 +5,8 @@ The only module that imports `tokenizers`.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -84,7 +86,7 @@ class TextCodec:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._tokenizer = _load(path)
+        self._tokenizer = load_tokenizer(path)
         self._verbatim: Any = None
         self._lock = threading.Lock()
         added = self._tokenizer.get_added_tokens_decoder()
@@ -92,6 +94,12 @@ class TextCodec:
         self._special_ids = frozenset(self.specials.values())
         self._bytes: dict[int, bytes] = {}
         self._longest = max(map(len, self._tokenizer.get_vocab()), default=1)  # one letter is at least one byte
+
+    @functools.cached_property
+    def vocabulary_digest(self) -> str:
+        """The same for two codecs exactly if every token has the same id in both."""
+        vocabulary = sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1])
+        return hashlib.sha256(repr(vocabulary).encode()).hexdigest()
 
     def fewest_tokens(self, text: str) -> int:
         """A lower bound on the tokens of a text, without the work of encoding it."""
@@ -106,7 +114,7 @@ class TextCodec:
         """Tokens of a text that is only text: a control token's name in it is spelled out in letters."""
         with self._lock:
             if self._verbatim is None:
-                self._verbatim = _load(self._path)
+                self._verbatim = load_tokenizer(self._path)
                 self._verbatim.encode_special_tokens = True
         tokens: list[int] = self._verbatim.encode(text, add_special_tokens=False).ids
         return tokens
@@ -125,7 +133,8 @@ class TextCodec:
         return b"".join(map(self.bytes_of, tokens)).decode("utf-8", errors="replace")
 
 
-def _load(path: Path) -> Any:
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer in a `tokenizer.json`, or CorruptModelError."""
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception

@@ -1,0 +1,134 @@
+"""Who chooses the tokens of one answer: by which rules, with which noise, penalising what was said before."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from seawall.inference.errors import InvalidSettingError
+
+from .sampling import Greedy, Logits, Sampling, distribution, draw, greedy
+
+_WORD = (1 << 64) - 1
+_STRIDE = 0xD1342543DE82EF95  # odd, so that no two positions of an answer share a key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Penalties:
+    """Makes repetition less likely, before the temperature. The defaults change nothing.
+
+    Attributes:
+        repetition: divides the positive logits, and multiplies the negative ones, of every token that stands in
+            the prompt or the answer (Keskar et al., arXiv 1909.05858); above 0, and above 1 to penalise.
+        presence: subtracted from the logits of tokens that stand in the answer, in [-100, 100].
+        frequency: subtracted once for each time that a token stands in the answer, in [-100, 100].
+    """
+
+    repetition: float = 1.0
+    presence: float = 0.0
+    frequency: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.repetition < math.inf:
+            raise InvalidSettingError(f"repetition must be above 0 and finite, got {self.repetition!r}")
+        for name in ("presence", "frequency"):
+            if not -100 <= (value := getattr(self, name)) <= 100:
+                raise InvalidSettingError(f"{name} must be in [-100, 100], got {value!r}")
+
+
+def penalised(logits: Logits, rules: Penalties, prompt: set[int], answer: Counter[int]) -> Logits:
+    """A copy of the logits with the penalties taken off."""
+    logits = logits.copy()
+    said = np.fromiter(answer, dtype=np.int64, count=len(answer))
+    if rules.repetition != 1:
+        everything = np.fromiter(prompt | answer.keys(), dtype=np.int64)
+        found = logits[everything]
+        logits[everything] = np.where(found > 0, found / rules.repetition, found * rules.repetition)
+    if len(said) and (rules.presence or rules.frequency):
+        times = np.fromiter(answer.values(), dtype=np.float32, count=len(answer))
+        logits[said] -= np.float32(rules.presence) + np.float32(rules.frequency) * times
+    return logits
+
+
+class Chooser:
+    """Chooses the tokens of one answer.
+
+    The choice at a position depends on the logits, the tokens before it and the seed, and on nothing else: not on
+    who asks, how often, or in which order. So a drafter can ask what the target would choose.
+
+    Attributes:
+        sampling: the rules.
+        position: how many tokens of the answer are decided.
+    """
+
+    def __init__(
+        self, sampling: Greedy | Sampling, penalties: Penalties | None = None, prompt: Sequence[int] = ()
+    ) -> None:
+        self.sampling = sampling
+        self.position = 0
+        self._penalties = None if penalties == Penalties() else penalties
+        self._prompt = set(prompt) if self._penalties else set()
+        self._answer: Counter[int] = Counter()
+        seed = sampling.seed if isinstance(sampling, Sampling) else 0
+        self._seed = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+
+    def choose(self, logits: Logits, drafted: Sequence[int] = ()) -> int:
+        """The token after the decided ones and `drafted`."""
+        logits = self._allowed(logits, drafted)
+        if isinstance(self.sampling, Greedy):
+            return greedy(logits)
+        return draw(logits, self.sampling, self._key(drafted))[0]
+
+    def choose_with_lead(self, logits: Logits, drafted: Sequence[int] = ()) -> tuple[int, float]:
+        """The same, and by how much logit the choice won: where that is little, another model may choose otherwise."""
+        logits = self._allowed(logits, drafted)
+        if isinstance(self.sampling, Greedy):
+            best = greedy(logits)
+            top = logits[best]
+            logits[best] = -np.inf  # far quicker than a copy
+            lead = float(top - logits.max())
+            logits[best] = top
+            return best, lead
+        token, lead = draw(logits, self.sampling, self._key(drafted))
+        return token, lead * self.sampling.temperature
+
+    def probabilities(self, logits: Logits, drafted: Sequence[int] = ()) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The whole distribution that the choice is drawn from, [vocabulary]; certainty where it is greedy."""
+        logits = self._allowed(logits, drafted)
+        whole = np.zeros(len(logits))
+        if isinstance(self.sampling, Greedy):
+            whole[greedy(logits)] = 1.0
+            return whole
+        tokens, found = distribution(logits, self.sampling)
+        whole[slice(None) if tokens is None else tokens] = found
+        return whole
+
+    def decide(self, token: int) -> None:
+        """Say which token stands at the position; the next one comes after it."""
+        self.position += 1
+        if self._penalties:
+            self._answer[token] += 1
+
+    def likelihood(self, logits: Logits, token: int, drafted: Sequence[int] = ()) -> float:
+        """Probability of one token, by the rules; of a greedy choice, as if it were drawn at temperature 1."""
+        if isinstance(self.sampling, Sampling):
+            return float(self.probabilities(logits, drafted)[token])
+        logits = self._allowed(logits, drafted)
+        return float(1 / np.exp(logits - logits[token]).sum(dtype=np.float64))
+
+    def generator(self, stream: int) -> np.random.Generator:
+        """A random generator of this answer's own, for whatever is drawn besides its tokens; each stream another."""
+        return np.random.default_rng([self._seed, stream])
+
+    def _allowed(self, logits: Logits, drafted: Sequence[int]) -> Logits:
+        if self._penalties is None:
+            return logits
+        return penalised(logits, self._penalties, self._prompt, self._answer + Counter(drafted))
+
+    def _key(self, drafted: Sequence[int]) -> int:
+        return (self._seed + (self.position + len(drafted) + 1) * _STRIDE) & _WORD

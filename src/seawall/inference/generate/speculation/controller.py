@@ -1,0 +1,204 @@
+"""Decides, round by round, whether to draft, with which drafter, and how far. Pure: told outcomes and times.
+
+A drafted token is worth what it saves: the chance that it and all before it are accepted, times the seconds that a
+token takes at the pace reached so far. It costs a step of the drafter and a longer verification. The controller
+drafts while the next token is worth more than it costs, with whichever drafter gains most, and not at all
+where none gains. Maximising the gain at the pace reached, and not each round's own ratio, is what maximises tokens
+per second over all rounds (Dinkelbach's method for fractional programs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .costs import Costs
+from .drafter import Proposal
+
+_MEMORY = 0.97  # of what was seen: about the last 33 proposals of a class
+_PRIOR = 4.0  # proposals that the drafter's own expectation counts for
+_ALLOWANCE = 0.02  # share of the time that speculation may lose against plain decoding before it has to stop
+_GRACE = 4.0  # plain passes that it may lose besides, so that it can begin at all
+_FORGIVES = 0.995  # of that loss, what is left to hold against it a round later
+_WORST = 3.0  # times what a round should have taken
+_LIKELY = 0.85  # acceptance of a drafter of which nothing is known
+_EXPERIMENTS = 0.01  # share of the time that may go into drafts that are not expected to pay
+_SHORT, _LONG = 8, 512  # rounds between experiments: doubled by every failure
+_HOPE = 0.97  # acceptance, if all goes well
+
+
+class Plan(NamedTuple):
+    """What to do in a round.
+
+    Attributes:
+        drafter: which one drafts, None for none.
+        most: how many tokens at most.
+        experiment: whether this is tried although it is not expected to pay.
+    """
+
+    drafter: int | None
+    most: int = 0
+    experiment: bool = False
+
+
+class _Class:
+    """How often proposals of one class of strength are accepted; what is long ago counts less."""
+
+    def __init__(self, expected: float) -> None:
+        self._hits = expected * _PRIOR
+        self._tries = _PRIOR
+
+    @property
+    def chance(self) -> float:
+        return self._hits / self._tries
+
+    def saw(self, hit: bool) -> None:
+        self._hits = self._hits * _MEMORY + hit
+        self._tries = self._tries * _MEMORY + 1
+
+
+class Controller:
+    """One sequence's controller.
+
+    Args:
+        chances: for each drafter, how often a proposal of each strength is expected to be accepted.
+        costs: what passes and drafted tokens take; a drafter whose tokens take nothing is free.
+        most: tokens of a draft.
+        length: None to decide; a number to always draft so many, with the first drafter that has something.
+    """
+
+    def __init__(
+        self, chances: Sequence[Sequence[float]], costs: Costs, *, most: int, length: int | None = None
+    ) -> None:
+        self.costs = costs
+        self.free = [costs.draft(drafter) == 0 for drafter in range(len(chances))]
+        self._classes = [[_Class(chance) for chance in classes] for classes in chances]
+        self._typical = [_Class(_LIKELY) for _ in chances]
+        self._most = most
+        self._length = length
+        self._spent = 0.0  # these three in seconds of an idle machine
+        self._ahead = 0.0
+        self._experiments = 0.0
+        self._recent = [1.0, self.costs.plain()]  # tokens and seconds of the last rounds: the pace reached
+        self._quiet = [_SHORT] * len(chances)
+        self._wait = [_SHORT] * len(chances)
+
+    def chance(self, drafter: int, strength: int) -> float:
+        """How likely a proposal of this strength is to be accepted, if all before it are."""
+        classes = self._classes[drafter]
+        return classes[min(strength, len(classes) - 1)].chance
+
+    def plan(self, offers: Sequence[Sequence[Proposal] | None], room: int) -> Plan:
+        """What to do, given what each free drafter offers; None for one that has to be paid for.
+
+        `room` is how many tokens may be drafted at all.
+        """
+        most = min(room, self._most)
+        if self._length is not None:
+            return self._fixed(offers, min(most, self._length))
+        best, gain = Plan(None), 0.0
+        if self._ahead >= -_ALLOWANCE * self._spent - _GRACE * self.costs.plain() / self.costs.load:
+            for drafter, offer in enumerate(offers):
+                chances = self._chances(drafter, offer, most)
+                length, found = self._outlook(drafter, chances)
+                if found > gain:
+                    best, gain = Plan(drafter, length if self.free[drafter] else most), found
+        return self._experiment(offers, most) if best.drafter is None else best
+
+    def another(self, plan: Plan, survival: float, drafted: int) -> bool:
+        """Whether one more token is worth its price; `survival` is the chance that all before it are accepted."""
+        drafter = plan.drafter
+        assert drafter is not None
+        if drafted >= plan.most:
+            return False
+        if self.free[drafter] or self._length is not None or plan.experiment:
+            return True
+        price = self.costs.draft(drafter) + self.costs.verify(3) - self.costs.verify(2)
+        return survival * self._typical[drafter].chance * self._pace() > price
+
+    def score(self, drafter: int, strength: int, hit: bool) -> None:
+        """A proposal whose turn came was what the target said, or was not."""
+        classes = self._classes[drafter]
+        classes[min(strength, len(classes) - 1)].saw(hit)
+        self._typical[drafter].saw(hit)
+
+    def learn(self, plan: Plan, drafted: int, decided: int, draft_seconds: float, target_seconds: float) -> None:
+        """How a round went: tokens drafted and decided, and the time of the draft and of the pass."""
+        if drafted:
+            self.costs.saw_verify(drafted + 1, target_seconds)
+        else:
+            self.costs.saw_plain(target_seconds)
+        if plan.drafter is not None and drafted and not self.free[plan.drafter]:
+            self.costs.saw_draft(plan.drafter, drafted, draft_seconds)
+        seconds = (draft_seconds + target_seconds) / self.costs.load
+        plain = self.costs.plain() / self.costs.load
+        self._spent += seconds
+        expected = self.costs.verify(drafted + 1) if drafted else self.costs.plain()
+        if plan.drafter is not None:
+            expected += drafted * self.costs.draft(plan.drafter)
+        counted = min(seconds, _WORST * expected / self.costs.load)  # a pass that was interrupted proves nothing
+        # What was won long ago is no excuse for losing now.
+        self._ahead = min(_FORGIVES * self._ahead + decided * plain - counted, plain * 64)
+        self._recent = [0.9 * self._recent[0] + decided, 0.9 * self._recent[1] + seconds]
+        for drafter, wait in enumerate(self._wait):
+            if drafter != plan.drafter:
+                self._quiet[drafter] += 1
+                continue
+            self._quiet[drafter] = 0
+            if plan.experiment:
+                self._experiments += max(0.0, seconds - decided * plain)
+                self._wait[drafter] = _SHORT if decided > drafted else min(2 * wait, _LONG)
+
+    def expect(self, plan: Plan, offers: Sequence[Sequence[Proposal] | None]) -> tuple[float, float]:
+        """Tokens and seconds that a round is expected to give and take."""
+        if plan.drafter is None:
+            return 1.0, self.costs.plain()
+        chances = self._chances(plan.drafter, offers[plan.drafter], plan.most)
+        length = plan.most
+        if not self.free[plan.drafter] and self._length is None and not plan.experiment:
+            length = max(1, self._outlook(plan.drafter, chances)[0])
+        survival, tokens = 1.0, 1.0
+        for chance in chances[:length]:
+            survival *= chance
+            tokens += survival
+        length = min(length, len(chances))
+        return tokens, self.costs.verify(length + 1) + length * self.costs.draft(plan.drafter)
+
+    def _pace(self) -> float:
+        """Seconds a token takes at present: never more than a plain pass."""
+        return min(self.costs.plain(), self._recent[1] / self._recent[0] * self.costs.load)
+
+    def _chances(self, drafter: int, offer: Sequence[Proposal] | None, most: int) -> list[float]:
+        if offer is None:
+            return [self._typical[drafter].chance] * most
+        return [self.chance(drafter, proposal.strength) for proposal in offer[:most]]
+
+    def _outlook(self, drafter: int, chances: Sequence[float]) -> tuple[int, float]:
+        """The length that gains most over a plain pass, and the seconds it gains; 0 and 0 if none does."""
+        pace, price = self._pace(), self.costs.draft(drafter)
+        base, more = self.costs.verify(2), self.costs.verify(3) - self.costs.verify(2)
+        best, most, gain, survival = 0, 0.0, self.costs.plain() - base + more, 1.0
+        for length, chance in enumerate(chances, 1):
+            survival *= chance
+            gain += survival * pace - price - more
+            if gain > most:
+                best, most = length, gain
+            elif survival * pace < price + more:
+                break
+        return best, most
+
+    def _experiment(self, offers: Sequence[Sequence[Proposal] | None], most: int) -> Plan:
+        """Try a drafter that is thought to lose, if it could pay at its best, it is time, and there is time left."""
+        for drafter, offer in enumerate(offers):
+            if offer is not None or self._quiet[drafter] < self._wait[drafter] or most < 2:
+                continue
+            if self._experiments > _EXPERIMENTS * self._spent or self._outlook(drafter, [_HOPE] * most)[1] <= 0:
+                continue
+            return Plan(drafter, 2, experiment=True)
+        return Plan(None)
+
+    def _fixed(self, offers: Sequence[Sequence[Proposal] | None], length: int) -> Plan:
+        for drafter, offer in enumerate(offers):
+            if length and (offer is None or offer):
+                return Plan(drafter, length)
+        return Plan(None)

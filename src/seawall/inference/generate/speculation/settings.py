@@ -1,0 +1,63 @@
+"""What a user asks for: which drafters, how exact, how far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from seawall.inference.errors import InvalidSettingError
+
+from .drafter import Drafter
+from .ngram import NGram
+
+MOST = 16  # drafted tokens of a round: as far as the probe of exactness looks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speculation:
+    """How to draft, given to `Decoder.start`. The answer stays the target's own.
+
+    Attributes:
+        drafters: asked in every round, and the one that gains most drafts; none at all decodes plainly, in the
+            arithmetic that `exact` asks for.
+        most: tokens of one draft at most, 1 to 16.
+        length: None lets the controller decide whether and how far to draft; a number always drafts so many.
+        exact: every token comes out of the same arithmetic, drafted or not, whatever it takes: where
+            `Decoder.exactness` says "padded", single tokens run as two. False takes the quickest way, and in a
+            quantized model the answer may then turn another way where two tokens are nearly as likely.
+        rule: "chosen" accepts what the target itself would have chosen: greedy answers, and sampled ones of
+            one seed, are token for token those without drafts. "drawn" is the rejection rule of the papers: it keeps
+            the distribution, not the tokens, and accepts slightly more of a model's drafts.
+        accept_above: lossy. Accept any drafted token to which the target gives at least this probability, in (0, 1].
+    """
+
+    drafters: Sequence[Drafter] = field(default_factory=lambda: (NGram(),))
+    most: int = MOST
+    length: int | None = None
+    exact: bool = True
+    rule: Literal["chosen", "drawn"] = "chosen"
+    accept_above: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "drafters", tuple(self.drafters))
+        names = [drafter.name for drafter in self.drafters]
+        if len(set(names)) != len(names):
+            raise InvalidSettingError(f"drafters must have different names, got {names!r}")
+        for drafter in self.drafters:
+            if not drafter.chances or not all(0 < chance < 1 for chance in drafter.chances):
+                raise InvalidSettingError(
+                    f"the chances of drafter {drafter.name!r} must lie between 0 and 1, got {drafter.chances!r}"
+                )
+        _whole("most", self.most)
+        if self.length is not None:
+            _whole("length", self.length)
+        if self.rule not in ("chosen", "drawn"):
+            raise InvalidSettingError(f"rule must be 'chosen' or 'drawn', got {self.rule!r}")
+        if self.accept_above is not None and not 0 < self.accept_above <= 1:
+            raise InvalidSettingError(f"accept_above must be in (0, 1], or None, got {self.accept_above!r}")
+
+
+def _whole(name: str, value: int) -> None:
+    if type(value) is not int or not 1 <= value <= MOST:
+        raise InvalidSettingError(f"{name} must be a whole number from 1 to {MOST}, got {value!r}")

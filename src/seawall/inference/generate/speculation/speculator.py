@@ -1,0 +1,212 @@
+"""Rounds: ask the drafters, let the target verify in one pass, keep what it agrees with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from seawall.inference.runtime import ort
+
+from ..choosing import Chooser
+from .controller import Controller, Plan
+from .drafter import Drafting, Proposal, Turn
+from .settings import Speculation
+from .statistics import SpeculationStatistics, Tally
+from .target import Rows, Target
+from .verify import Probabilities, verify_chosen, verify_drawn
+
+_STREAM = 1
+
+
+class Speculator:
+    """Speculation at work on one sequence.
+
+    Rejected tokens are nowhere seen: the target is rewound over them, the chooser never counts them, and drafters
+    hear of decided tokens only.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        chooser: Chooser,
+        draftings: Sequence[Drafting],
+        controller: Controller,
+        settings: Speculation,
+        *,
+        ends: frozenset[int] = frozenset(),
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._target = target
+        self._chooser = chooser
+        self._draftings = draftings
+        self._free = controller.free
+        self._controller = controller
+        self._settings = settings
+        self._ends = ends
+        self._clock = clock
+        self._rng = chooser.generator(_STREAM)
+        self._tallies = {drafter.name: Tally() for drafter in settings.drafters}
+        self._counts = {"tokens": 0, "plain": 0, "rejected": 0, "partial": 0, "complete": 0}
+        self._seconds = {"draft": 0.0, "target": 0.0, "verify": 0.0}
+        self._expected = [0.0, 0.0]  # tokens, and plain passes they should cost
+        self._late = 0.0  # seconds of a draft that went into reading what the drafter had not seen yet
+
+    def begin(self, token: int) -> None:
+        """The first token of the answer, which came with the prompt."""
+        for drafting in self._draftings:
+            drafting.extend(token)
+
+    def round(self, pending: int, room: int, options: ort.RunOptions) -> list[int]:
+        """One pass of the target, drafted for where that pays: the tokens it decides, one at least.
+
+        `pending` is the last decided token, which the target has not read; `room` is how many tokens may be
+        decided. The answer ends with its end token, if that is among them.
+        """
+        begun = self._clock()
+        self._late = 0.0
+        turn = Turn(self._settings.most, self._chooser, self._settings.rule == "drawn", options)
+        offers = [list(d.propose(turn)) if free else None for d, free in zip(self._draftings, self._free, strict=True)]
+        plan = self._controller.plan(offers, room - 1)
+        draft = self._draft(plan, offers, turn)
+        drafted = self._clock()
+        base = self._target.length
+        rows = self._target.extend([pending, *(proposal.token for proposal in draft)], options)
+        decided = self._verify(draft, rows)
+        self._target.rewind(base + len(decided))
+        self._count(plan, offers, draft, decided, drafted - begun, self._clock() - drafted)
+        self._commit(plan, offers, draft, decided)
+        return decided
+
+    def statistics(self) -> SpeculationStatistics:
+        """What came of it so far."""
+        counts, seconds = self._counts, self._seconds
+        rounds = sum(counts[kind] for kind in ("plain", "rejected", "partial", "complete"))
+        verifying = rounds - counts["plain"]
+        plain = self._controller.costs.plain()
+        spent = seconds["draft"] + seconds["target"]
+        paid = [i for i, free in enumerate(self._free) if not free]
+        return SpeculationStatistics(
+            tokens=counts["tokens"],
+            rounds=rounds,
+            plain=counts["plain"],
+            rejected=counts["rejected"],
+            partial=counts["partial"],
+            complete=counts["complete"],
+            drafters={name: tally.snapshot() for name, tally in self._tallies.items()},
+            draft_seconds=seconds["draft"],
+            target_seconds=seconds["target"],
+            plain_seconds=plain,
+            draft_cost=self._controller.costs.draft(paid[0]) / plain if paid else 0.0,
+            verification_cost=seconds["verify"] / verifying / plain if verifying else 0.0,
+            predicted_speedup=self._expected[0] / self._expected[1] if self._expected[1] else 1.0,
+            observed_speedup=counts["tokens"] * plain / spent if spent else 1.0,
+        )
+
+    def close(self) -> None:
+        """Let every drafter give back what it holds."""
+        for drafting in self._draftings:
+            drafting.close()
+
+    def _draft(self, plan: Plan, offers: Sequence[Sequence[Proposal] | None], turn: Turn) -> list[Proposal]:
+        if plan.drafter is None:
+            return []
+        if (offer := offers[plan.drafter]) is not None:
+            return list(offer[: plan.most])
+        draft: list[Proposal] = []
+        survival = 1.0
+        turn = Turn(plan.most, turn.chooser, turn.drawn, turn.options)
+        taken: list[float] = []
+        before = self._clock()
+        for proposal in self._draftings[plan.drafter].propose(turn):
+            taken.append(self._clock() - before)
+            draft.append(proposal)
+            survival *= self._controller.chance(plan.drafter, proposal.strength)
+            if proposal.token in self._ends or not self._controller.another(plan, survival, len(draft)):
+                break
+            before = self._clock()
+        if len(taken) > 1:  # a cache of its own had to be filled first; that is reading, not drafting
+            self._late = max(0.0, taken[0] - 3 * max(taken[1:]))
+        return draft
+
+    def _verify(self, draft: Sequence[Proposal], rows: Rows) -> list[int]:
+        tokens = [proposal.token for proposal in draft]
+        threshold = self._settings.accept_above
+        chooser = self._chooser
+
+        def lenient(place: int) -> bool:
+            return threshold is not None and (
+                chooser.likelihood(rows[place], tokens[place], tokens[:place]) >= threshold
+            )
+
+        def offered(place: int) -> Probabilities:
+            whole = draft[place].drawn_from
+            return certain(tokens[place], rows.shape[1]) if whole is None else whole
+
+        if self._settings.rule == "drawn":
+            decided = verify_drawn(
+                tokens, offered, lambda place: chooser.probabilities(rows[place], tokens[:place]), self._rng, lenient
+            )
+        else:
+            decided = verify_chosen(tokens, lambda place: chooser.choose(rows[place], tokens[:place]), lenient)
+        for place, token in enumerate(decided):
+            if token in self._ends:
+                return decided[: place + 1]
+        return decided
+
+    def _commit(
+        self,
+        plan: Plan,
+        offers: Sequence[Sequence[Proposal] | None],
+        draft: Sequence[Proposal],
+        decided: Sequence[int],
+    ) -> None:
+        """Tell everybody what was decided, and the controller whose guesses those were."""
+        if plan.drafter is not None and not self._free[plan.drafter]:
+            for proposal, token in zip(draft, decided, strict=False):
+                self._controller.score(plan.drafter, proposal.strength, proposal.token == token)
+        for index, drafting in enumerate(self._draftings):
+            guesses = iter(offers[index] or ()) if self._free[index] else None
+            for token in decided:
+                if guesses is not None and (guess := next(guesses, None)) is not None:
+                    self._controller.score(index, guess.strength, guess.token == token)
+                    if guess.token != token:
+                        guesses = iter(())
+                drafting.extend(token)
+        for token in decided:
+            self._chooser.decide(token)
+
+    def _count(
+        self,
+        plan: Plan,
+        offers: Sequence[Sequence[Proposal] | None],
+        draft: Sequence[Proposal],
+        decided: Sequence[int],
+        draft_seconds: float,
+        target_seconds: float,
+    ) -> None:
+        tokens, seconds = self._controller.expect(plan if draft else Plan(None), offers)
+        self._expected[0] += tokens
+        self._expected[1] += seconds / self._controller.costs.plain()
+        self._controller.learn(plan, len(draft), len(decided), draft_seconds - self._late, target_seconds)
+        self._seconds["draft"] += draft_seconds
+        self._seconds["target"] += target_seconds
+        self._counts["tokens"] += len(decided)
+        accepted = 0
+        while accepted < min(len(draft), len(decided)) and draft[accepted].token == decided[accepted]:
+            accepted += 1
+        if not draft or plan.drafter is None:
+            self._counts["plain"] += 1
+            return
+        self._seconds["verify"] += target_seconds
+        outcome = "complete" if accepted == len(draft) else "partial" if accepted else "rejected"
+        self._counts[outcome] += 1
+        self._tallies[self._settings.drafters[plan.drafter].name].add(len(draft), accepted, draft_seconds)
+
+
+def certain(token: int, vocabulary: int) -> Probabilities:
+    """The distribution of a token that was not drawn."""
+    whole = np.zeros(vocabulary)
+    whole[token] = 1.0
+    return whole

@@ -1,0 +1,58 @@
+"""From what was asked for to speculation at work on a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from seawall.inference.errors import InvalidSettingError
+
+from ..choosing import Chooser
+from ..slot import Slot
+from .controller import Controller
+from .costs import Costs
+from .drafter import Drafting, Host
+from .settings import Speculation
+from .speculator import Speculator
+from .target import SlotTarget
+
+if TYPE_CHECKING:
+    from seawall.inference.generate.decoder import Decoder
+
+
+class Started(NamedTuple):
+    """A target and the rounds over it."""
+
+    target: SlotTarget
+    speculator: Speculator
+
+
+def begin(
+    decoder: Decoder, settings: Speculation, chooser: Chooser, prompt: Sequence[int], hold: Callable[[Drafting], None]
+) -> Callable[[Slot], Started]:
+    """What to call with the slot once the first step runs: measuring and indexing take time.
+
+    `hold` is given every drafter at work as soon as it exists, to be closed with the sequence.
+    """
+
+    def start(slot: Slot) -> Started:
+        exactness = decoder.exactness() if settings.exact else None
+        if exactness is not None and exactness.kind == "none":
+            raise InvalidSettingError(
+                f"exact must be False for {decoder.name!r} in {decoder.precision!r}: every number of tokens in a run "
+                "gives its own logits; or use another precision"
+            )
+        padded = exactness is not None and exactness.kind == "padded"
+        target = SlotTarget(slot, padded=padded)
+        pace = decoder.pace(padded=padded)
+        host = Host(decoder, slot, chooser)
+        draftings = []
+        for drafter in settings.drafters:
+            draftings.append(drafter.start(prompt, host))
+            hold(draftings[-1])
+        costs = Costs(pace, [drafter.cost() for drafter in settings.drafters])
+        chances = [drafter.chances for drafter in settings.drafters]
+        controller = Controller(chances, costs, most=settings.most, length=settings.length)
+        return Started(target, Speculator(target, chooser, draftings, controller, settings, ends=decoder.end_tokens))
+
+    return start
