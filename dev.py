@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent
 MODEL = "smollm2-135m"
+TEST_MODELS = ("all-minilm-l6-v2", "magika")
 BENCHES_WITHOUT_MODEL = frozenset(
     {"adaptive", "backend", "overhead", "quantize_arrays", "soak_permits", "telemetry", "web"}
 )
@@ -192,6 +193,13 @@ def add_model(environment: Environment) -> None:
         raise StepFailedError(f"the model {MODEL} could not be added; the lines above say why")
 
 
+def add_test_models(environment: Environment) -> None:
+    """Fetch the smaller models that tests use; where one cannot be had its tests are skipped, and say so."""
+    for name in TEST_MODELS:
+        if environment.run("-m", "seawall", "models", "add", name) != 0:
+            say(f"the model {name} could not be added; the tests that use it are skipped")
+
+
 def demo(arguments: Sequence[str]) -> int:
     """Stream an answer from the real model, then inject faults."""
     environment = ready("demo")
@@ -203,6 +211,7 @@ def test(arguments: Sequence[str]) -> int:
     """Run the tests; all arguments go to pytest."""
     environment = ready("test")
     add_model(environment)
+    add_test_models(environment)
     return environment.run("-m", "pytest", *arguments)
 
 
