@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from seawall.web.answers import Answer, Answers
 from seawall.web.asgi import SeawallMiddleware
+from seawall.web.health import Health
 from seawall.web.intake import deadline_headers, seconds_left
 from seawall.web.wsgi import SeawallWSGIMiddleware
 
-__all__ = ["Answer", "Answers", "SeawallMiddleware", "SeawallWSGIMiddleware", "deadline_headers", "seconds_left"]
+__all__ = [
+    "Answer",
+    "Answers",
+    "Health",
+    "SeawallMiddleware",
+    "SeawallWSGIMiddleware",
+    "deadline_headers",
+    "seconds_left",
+]
