@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,7 +30,7 @@ from seawall import (
     priority,
     use_clock,
 )
-from seawall.core import gate, locking, registry
+from seawall.core import gate, locking, registry, watching
 from seawall.core.decorate import label
 from seawall.testing import VirtualClock, run
 
@@ -122,10 +123,15 @@ def test_an_interrupt_while_another_thread_holds_the_lock_is_not_masked():
     assert free()
 
 
+def a_span(ended):
+    return SimpleNamespace(end=lambda exc: ended.append(type(exc)), sampled=None)
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_listener_that_ends_the_program_ends_the_span_too(monkeypatch, is_async):
     spans = []
-    monkeypatch.setattr(gate, "tracer", lambda name: lambda exc: spans.append(type(exc)))
+    monkeypatch.setattr(watching, "hooked", True)
+    monkeypatch.setattr(watching, "tracer", SimpleNamespace(call=lambda name: a_span(spans)))
 
     def leave(event):
         raise SystemExit
@@ -155,7 +161,9 @@ def test_a_span_that_cannot_be_ended_harms_nobody(monkeypatch, caplog):
     def end(exc):
         raise LookupError
 
-    monkeypatch.setattr(gate, "tracer", lambda name: end)
+    span = SimpleNamespace(end=end, sampled=None)
+    monkeypatch.setattr(watching, "hooked", True)
+    monkeypatch.setattr(watching, "tracer", SimpleNamespace(call=lambda name: span))
 
     async def work():
         return "done"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
-from seawall.core import frames
+from seawall.core import frames, watching
 from seawall.core.gate import Row
 from seawall.core.protocol import Around, AroundPerCall, Guard, GuardPerCall
 
@@ -172,11 +172,9 @@ _AROUND_FRAMES: dict[Kind, Callable[..., Callable[..., Any]]] = {
 def _compose(fn: Callable[..., Any], policies: tuple[Policy, ...], kind: Kind, name: str) -> Callable[..., Any]:
     wrapper = fn
     parts = rows(policies) or [Row(())]
+    outermost = watching.site(name, policies)
     for index in reversed(range(len(parts))):
         part = parts[index]
-        if isinstance(part, Row):
-            goes_on = index > 0 and isinstance(parts[index - 1], Row)  # of the same call, which has its span
-            wrapper = _FRAMES[kind](wrapper, part, None if goes_on else name)
-        else:
-            wrapper = _AROUND_FRAMES[kind](wrapper, part)
+        make = _FRAMES[kind] if isinstance(part, Row) else _AROUND_FRAMES[kind]
+        wrapper = make(wrapper, part, None if index else outermost)
     return wrapper

@@ -19,9 +19,11 @@ class Rejected(Exception):
     Attributes:
         policy: name of the policy that refused.
         retry_after: seconds after which a new call has a chance, or None where nobody knows.
+        sheds: whether the policy refused by choice, to spare the rest, rather than because it could not serve.
     """
 
     reason = "refused"
+    sheds = False
 
     def __init__(self, policy: str, retry_after: float | None = None) -> None:
         super().__init__(policy, retry_after)

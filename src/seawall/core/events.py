@@ -11,6 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias, TypeVar
 
@@ -42,6 +43,7 @@ Listener: TypeAlias = Callable[[Event], object]
 
 pending: deque[tuple[tuple[Listener, ...], Event]] = deque()  # filled under the gate's lock
 _listeners: tuple[Listener, ...] = ()  # of every policy; copied on write
+_in_context: tuple[Listener, ...] = ()  # those of them that run in the context of the call it happened to
 _delivering = threading.Lock()
 
 
@@ -69,9 +71,33 @@ def listen(listener: Listener) -> Callable[[], None]:
     return stop
 
 
+def listen_in_context(listener: Listener) -> Callable[[], None]:
+    """Like `listen`, in a copy of the context in which an event happened: for spans and context variables.
+
+    The one who delivers may be another call, in another thread.
+    """
+    global _in_context
+    with lock:
+        _in_context = (*_in_context, listener)
+
+    def stop() -> None:
+        global _in_context
+        with lock:
+            _in_context = tuple(one for one in _in_context if one is not listener)
+
+    return stop
+
+
 def audience(own: tuple[Listener, ...]) -> tuple[Listener, ...]:
-    """Everybody who hears a policy with these listeners of its own."""
+    """Everybody who hears a policy with these listeners of its own. To be asked where the event happens."""
+    if _in_context:
+        here = copy_context()
+        own += tuple([_within(here, listener) for listener in _in_context])
     return own + _listeners if _listeners else own
+
+
+def _within(context: Context, listener: Listener) -> Listener:
+    return lambda event: context.run(listener, event)
 
 
 def deliver() -> None:

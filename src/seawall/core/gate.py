@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from seawall.core import events
 from seawall.core.locking import lock as lock  # noqa: PLC0414 - the others take it from here
@@ -19,11 +19,11 @@ from seawall.core.protocol import AWAKE, Guard, GuardPerCall, Judge, Token, Wait
 from seawall.core.sleeping import MakeSleeper, async_sleeper, no_sleeper, on_asyncio, on_trio, sync_sleeper
 from seawall.core.timers import arm
 
-Clock = Callable[[], float]
-EndSpan = Callable[[BaseException | None], None]
-Tracer = Callable[[str], EndSpan]  # begins the span of a call by its name, returns what ends it
+if TYPE_CHECKING:
+    from seawall.core.watching import Watch
 
-tracer: Tracer | None = None  # set by telemetry; None costs a call one comparison
+Clock = Callable[[], float]
+
 clock: Clock = time.monotonic  # read through the module, so that use_clock reaches every call
 sleep: Callable[[float], object] = time.sleep  # how a plain function's policies pass the time; with the clock
 _pending = events.pending
@@ -55,18 +55,6 @@ def pause_sync(seconds: float) -> bool:
         return False
     sleep(seconds)
     return True
-
-
-def begin_span(name: str | None) -> EndSpan | None:
-    """The span of a call, where somebody records; a frame without a name is a part of a call."""
-    begin = tracer
-    return None if begin is None or name is None else begin(name)
-
-
-def end_span(span: EndSpan | None, exc: BaseException | None) -> None:
-    """The call ended with `exc`; a span that can't be ended harms nobody."""
-    if span is not None:
-        events.ask(span, exc, otherwise=None)
 
 
 def bed(wait: Wait, sleeper: MakeSleeper) -> Wait:
@@ -239,10 +227,11 @@ class Row:
             raise
         self.fail(tokens, exc)
 
-    def fail(self, tokens: list[Token], exc: BaseException, span: EndSpan | None = None) -> None:
+    def fail(self, tokens: list[Token], exc: BaseException, watch: Watch | None = None) -> None:
         """Leave with `exc`; raise what a guard put in its place, return if it stays as it is."""
         outcome = self.leave(tokens, exc)
-        end_span(span, outcome)
+        if watch is not None:
+            watch.end(outcome)
         try:
             if outcome is not None and outcome is not exc:
                 raise outcome from exc
@@ -253,10 +242,11 @@ class Row:
         """Start the deadline of this call in the current task; False where asyncio does not run."""
         return arm(tokens[-1], clock(), clock)  # type: ignore[arg-type]
 
-    def leave_well(self, tokens: list[Token], span: EndSpan | None = None, result: object = None) -> None:
+    def leave_well(self, tokens: list[Token], watch: Watch | None = None, result: object = None) -> None:
         """The call returned. Raises what a guard says instead."""
         outcome = self.leave(tokens, None, result)
-        end_span(span, outcome)
+        if watch is not None:
+            watch.end(outcome)
         if outcome is not None:
             try:
                 raise outcome

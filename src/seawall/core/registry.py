@@ -38,6 +38,14 @@ def register(policy: object) -> None:
     _entries[number] = weakref.ref(policy, lambda _: _entries.pop(number, None))
 
 
+def numbered() -> Iterator[tuple[int, object]]:
+    """Every live policy with a number of its own, which no other gets after it."""
+    for number, reference in list(_entries.items()):
+        policy = reference()
+        if policy is not None:
+            yield number, policy
+
+
 def live() -> Iterator[object]:
     """Every live policy, oldest first.
 
@@ -47,7 +55,4 @@ def live() -> Iterator[object]:
         >>> payments in set(live())
         True
     """
-    for reference in list(_entries.values()):
-        policy = reference()
-        if policy is not None:
-            yield policy
+    return (policy for _, policy in numbered())

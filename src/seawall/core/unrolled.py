@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import linecache
+from bisect import bisect_left
 from collections.abc import Callable
 from inspect import CO_VARARGS, CO_VARKEYWORDS
 from keyword import iskeyword
 from types import FunctionType
 from typing import Any, NamedTuple
 
-from seawall.core import events, gate
+from seawall.core import events, gate, watching
 from seawall.core.gate import Row
 from seawall.core.locking import lock, release_if_held
 from seawall.core.protocol import Rescuer, Wait
@@ -24,18 +25,19 @@ from seawall.core.timers import arm, disarm
 # Every name of ours begins with an underscore, so that parameters may have theirs. Ctrl-C is handled when a call
 # returns or while `_acquire` waits: that stands inside `try`, and what is raised there may find the lock ours or not.
 _ASYNC = """
-def _make(_fn, _row, _name, _sleeper, _expiring, _defaults):
+def _make(_fn, _row, _site, _sleeper, _expiring, _defaults):
     {bind}
     async def guarded({parameters}):
         {tokens}_wait = None
         _inside = 0
-        _span = None if _gate.tracer is None else _begin_span(_name)
+        _began = None
+        _watch = _begin(_site) if _watching.hooked else None
         try:
             {choose}
             try:
                 _acquire()
                 _clock = _gate.clock
-                _now = _clock()
+                _began = _now = _clock()
                 {enter}
             except _Wait as _found:
                 try:
@@ -57,13 +59,13 @@ def _make(_fn, _row, _name, _sleeper, _expiring, _defaults):
             elif _pending:
                 _deliver()
         except BaseException as _exc:
-            _row.fail([{listed}][:_inside], _exc, _span)
+            _row.fail([{listed}][:_inside], _exc, _watch or _late(_site, _began))
             raise
         try:
             {call}
         except BaseException as _exc:
             {disarm}
-            _row.fail([{listed}], _exc, _span)
+            _row.fail([{listed}], _exc, _watch or _late(_site, _began))
             raise
         {leave}
         return _result
@@ -77,6 +79,10 @@ try:
         _acquire()
         _now = _gate.clock()
         {exits}
+        if _watching.timing and _watch is None and _site is not None:
+            _seconds = _now - _began
+            _site.counts[_bisect(_site.bounds, _seconds)] += 1
+            _site.total += _seconds
     except BaseException:
         _release_if_held()
         raise
@@ -86,33 +92,43 @@ try:
     if _pending:
         _deliver()
 except BaseException as _exc:
-    _row.fail([{listed}][:_inside], _exc, _span)
+    _row.fail([{listed}][:_inside], _exc, _watch or _late(_site, _began))
     raise
-if _span is not None:
-    _end_span(_span, None)
+if _watch is not None:
+    _watch.end(None)
 """
 
 _LEAVE_JUDGED = """
 {disarm}
-_row.leave_well([{listed}], _span, _result)
+_row.leave_well([{listed}], _watch or _late(_site, _began), _result)
 """
 
 _RESCUE = """
-def _make(_fn, _around, _defaults):
+def _make(_fn, _around, _site, _defaults):
     async def guarded({parameters}):
-        if not _around.rescues:
-            return await _around.around(lambda: _fn({arguments}))
+        _watch = _begin(_site) if _watching.hooked or _watching.timing else None
         try:
-            _result = await _fn({arguments})
-        except Exception as _exc:
-            _error = _exc
-        else:
-            _around.passed += 1
-            return _result
-        try:
-            return await _around.rescue(_error, lambda: _fn({arguments}))
-        finally:
-            del _error
+            if not _around.rescues:
+                _result = await _around.around(lambda: _fn({arguments}))
+            else:
+                try:
+                    _result = await _fn({arguments})
+                except Exception as _exc:
+                    _error = _exc
+                else:
+                    _error = None
+                    _around.passed += 1
+                if _error is not None:
+                    try:
+                        _result = await _around.rescue(_error, lambda: _fn({arguments}))
+                    finally:
+                        del _error
+        except BaseException as _exc:
+            _end(_watch, _exc)
+            raise
+        if _watch is not None:
+            _watch.end(None)
+        return _result
     return guarded
 """
 
@@ -245,14 +261,17 @@ def _compiled(text: str, what: str) -> Callable[..., Callable[..., Any]]:
         "_acquire": lock.acquire,
         "_arm": arm,
         "_bed": gate.bed,
-        "_begin_span": gate.begin_span,
+        "_begin": watching.begin,
+        "_bisect": bisect_left,
         "_deliver": events.deliver,
         "_disarm": disarm,
-        "_end_span": gate.end_span,
+        "_end": watching.end,
         "_gate": gate,
+        "_late": watching.late,
         "_pending": events.pending,
         "_release": lock.release,
         "_release_if_held": release_if_held,
+        "_watching": watching,
     }
     exec(compile(text, filename, "exec"), scope)  # noqa: S102 - our own text; the names are those of a function
     made: Callable[..., Callable[..., Any]] = scope["_make"]
@@ -271,13 +290,15 @@ def _rescue_maker(signature: Signature) -> Callable[..., Callable[..., Any]]:
     return _compiled(_fill(_RESCUE, **parts), f"rescue: {signature.parameters}")
 
 
-def make_frame(fn: Callable[..., Any], row: Row, name: str | None, sleeper: Any, expiring: Any) -> Callable[..., Any]:
+def make_frame(
+    fn: Callable[..., Any], row: Row, site: watching.Site | None, sleeper: Any, expiring: Any
+) -> Callable[..., Any]:
     """`fn`, a coroutine function, behind `row`."""
     signature = ANY if row.per_call else signature_of(fn)
     shape = Shape(len(row.members), row.timed, row.per_call, row.judging, signature)
-    return _maker(shape)(fn, row, name, sleeper, expiring, _defaults_of(fn))
+    return _maker(shape)(fn, row, site, sleeper, expiring, _defaults_of(fn))
 
 
-def make_rescue_frame(fn: Callable[..., Any], around: Rescuer) -> Callable[..., Any]:
+def make_rescue_frame(fn: Callable[..., Any], around: Rescuer, site: watching.Site | None) -> Callable[..., Any]:
     """`fn`, a coroutine function, behind an around that acts on its failures."""
-    return _rescue_maker(signature_of(fn))(fn, around, _defaults_of(fn))
+    return _rescue_maker(signature_of(fn))(fn, around, site, _defaults_of(fn))

@@ -1,5 +1,7 @@
 """Exporters that read the policies. Nothing is registered until `install` is called."""
 
-from seawall.telemetry.install import install
+from seawall.telemetry.install import TelemetryConflictError, install
+from seawall.telemetry.logs import JSONFormatter
+from seawall.telemetry.spans import batch_span
 
-__all__ = ["install"]
+__all__ = ["JSONFormatter", "TelemetryConflictError", "batch_span", "install"]

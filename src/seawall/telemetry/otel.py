@@ -1,58 +1,71 @@
-"""OpenTelemetry: a span per guarded call, and observable instruments that read the policies."""
+"""OpenTelemetry metrics: observable instruments that read the policies when somebody collects."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
-from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
 
-from seawall.core.errors import Rejected
-from seawall.core.gate import EndSpan
-from seawall.core.gate import Tracer as StartSpan
-from seawall.telemetry.readings import DESCRIPTIONS, Reading, counters, gauges, summed
+from seawall.core import watching
+from seawall.telemetry.ledger import PIPELINE_DURATION, Attributes, Numbers, ledger
+from seawall.telemetry.readings import DESCRIPTIONS, unit_of
 
-
-def tracer(spans: Tracer) -> StartSpan:
-    """What the gate calls to begin the span of a guarded call.
-
-    The span is never made current, so it can't leak across a `yield` or into another task. A rejected call is
-    an error span with the policy that refused; a cancelled one is no error.
-    """
-
-    def start(name: str) -> EndSpan:
-        span = spans.start_span(name, kind=SpanKind.INTERNAL)
-        if not span.is_recording():
-            return lambda exc: None
-
-        def end(exc: BaseException | None) -> None:
-            if exc is not None:
-                span.set_attribute("error.type", type(exc).__qualname__)
-                if isinstance(exc, Rejected):
-                    span.set_attribute("seawall.rejected_by", exc.policy)
-                if isinstance(exc, Exception):
-                    span.set_status(Status(StatusCode.ERROR))
-            span.end()
-
-        return end
-
-    return start
+PIPELINE_CALLS = "seawall.pipeline.calls"
 
 
 def observe(meter: Meter) -> Callable[[], None]:
-    """Observable instruments over all live policies; returns what makes them report nothing."""
+    """Instruments over all live policies and guarded functions; returns what makes them report nothing."""
     on = [True]
 
-    def reading(metric: str, read: Callable[[], Iterable[Reading]]) -> Callable[[CallbackOptions], list[Observation]]:
+    def reading(metric: str, read: Callable[[str], Numbers]) -> Callable[[CallbackOptions], list[Observation]]:
+        kind = metric.split(".")[1]
+
         def callback(options: CallbackOptions) -> list[Observation]:
-            rows = summed(iter(read())).get(metric, {}) if on else {}
-            return [Observation(value, dict(attributes)) for attributes, value in rows.items()]
+            rows = read(kind).get(metric, {}) if on else {}
+            return [Observation(value, _given(key)) for key, value in rows.items() if math.isfinite(value)]
 
         return callback
 
     for metric, description in DESCRIPTIONS.items():
-        if metric.endswith((".calls", ".events")):
-            meter.create_observable_counter(metric, [reading(metric, counters)], "{call}", description)
-        else:
-            meter.create_observable_gauge(metric, [reading(metric, gauges)], "1", description)
+        if metric == PIPELINE_DURATION:
+            text = "Guarded calls by how they ended."
+            meter.create_observable_counter(PIPELINE_CALLS, [reading(PIPELINE_CALLS, _calls)], "{call}", text)
+        elif metric.endswith((".calls", ".events")):
+            meter.create_observable_counter(metric, [reading(metric, ledger.counters)], unit_of(metric), description)
+        elif metric.startswith("seawall."):
+            meter.create_observable_gauge(metric, [reading(metric, ledger.gauges)], unit_of(metric), description)
     return on.clear
+
+
+def _given(attributes: Iterable[tuple[str, str]]) -> dict[str, str]:
+    return {key: value for key, value in attributes if value}
+
+
+def _calls(kind: str) -> Numbers:
+    """How many calls the durations are of."""
+    rows: dict[Attributes, float] = {}
+    for attributes, histogram in ledger.histograms().get(PIPELINE_DURATION, {}).items():
+        rows[attributes] = sum(histogram.counts)
+    return {PIPELINE_CALLS: rows}
+
+
+def record(meter: Meter) -> Callable[[], None]:
+    """A histogram of the durations of guarded calls; returns what stops it.
+
+    OpenTelemetry has no observable histogram, so each call pays for one `record`: many times what counting costs.
+    """
+    histogram = meter.create_histogram(
+        PIPELINE_DURATION,
+        "s",
+        DESCRIPTIONS[PIPELINE_DURATION],
+        explicit_bucket_boundaries_advisory=watching.BOUNDS,
+    )
+
+    def recorder(name: str, outcome: str, error: str, seconds: float) -> None:
+        attributes = {"pipeline.name": name, "outcome": outcome}
+        if error:
+            attributes["error.type"] = error
+        histogram.record(seconds, attributes)
+
+    return watching.record_with(recorder)

@@ -9,9 +9,17 @@ from seawall.core.policy import PolicyBase
 from seawall.core.registry import live
 
 DESCRIPTIONS = {
+    "seawall.pipeline.duration": "Seconds that guarded calls took, waiting and retries included.",
     "seawall.slo.events": "Calls by how they count for the objective.",
     "seawall.slo.error_budget": "Share of the error budget that is left.",
     "seawall.slo.burn_rate": "How fast the error budget goes; 1 uses it up at the window's end.",
+    "seawall.slo.objective": "Share of calls that must be good.",
+    "seawall.slo.alert": "1 while a burn rate alert of this severity fires.",
+    "seawall.slo.coverage": "Share of the window that was observed.",
+    "seawall.slo.exhausted_in": "Seconds until the error budget is used up at the last hour's rate.",
+    "seawall.slo.latency": "Seconds that this share of the successful calls did not exceed.",
+    "seawall.brownout.calls": "Calls by what the steps of the ladder left of them.",
+    "seawall.brownout.level": "Steps of the ladder that hold.",
     "seawall.breaker.calls": "Calls by outcome.",
     "seawall.breaker.state": "1 for the state the breaker is in.",
     "seawall.breaker.failure_rate": "Share of failures in the window; NaN below the minimum of calls.",
@@ -58,6 +66,12 @@ def _sum(one: float, other: float) -> float:
 
 _WORST: dict[str, Callable[[float, float], float]] = {
     "error_budget": min,
+    "coverage": min,
+    "exhausted_in": min,
+    "objective": max,
+    "alert": max,
+    "latency": max,
+    "level": max,
     "burn_rate": max,
     "failure_rate": max,
     "slow_call_rate": max,
@@ -68,6 +82,30 @@ _WORST: dict[str, Callable[[float, float], float]] = {
 }
 
 
+_UNITS = {  # by the last part of a metric's name; the rest are shares and states, without one
+    "calls": "{call}",
+    "events": "{call}",
+    "active": "{call}",
+    "waiting": "{call}",
+    "limit": "{call}",
+    "available": "{call}",
+    "in_flight": "{call}",
+    "extra_in_flight": "{attempt}",
+    "balance": "{attempt}",
+    "losing": "{attempt}",
+    "flights": "{call}",
+    "keys": "{key}",
+    "entries": "{entry}",
+    "level": "{step}",
+    "delay": "s",
+    "exhausted_in": "s",
+    "latency": "s",
+    "duration": "s",
+}
+
+_DETAILS = {"alert": "severity", "burn_rate": "window", "latency": "quantile", "state": "state"}  # after the dot
+
+
 class Reading(NamedTuple):
     """One number of one policy. `attributes` are names declared in code, so their values are bounded."""
 
@@ -76,27 +114,45 @@ class Reading(NamedTuple):
     value: float
 
 
-def counters() -> Iterator[Reading]:
+def counters_of(policy: PolicyBase) -> Iterator[Reading]:
     """What only grows."""
-    for policy in _policies():
-        family = "events" if policy.kind == "slo" else "calls"
-        for outcome, value in policy.counters().items():
-            attributes = (("policy.name", policy.name), ("outcome", outcome))
-            yield Reading(f"seawall.{policy.kind}.{family}", attributes, value)
+    family = "events" if policy.kind == "slo" else "calls"
+    for outcome, value in policy.counters().items():
+        attributes = (("policy.name", policy.name), ("outcome", outcome))
+        yield Reading(f"seawall.{policy.kind}.{family}", attributes, value)
+
+
+def gauges_of(policy: PolicyBase) -> Iterator[Reading]:
+    """What goes up and down."""
+    for gauge, value in policy.gauges().items():
+        metric, _, detail = gauge.partition(".")
+        extra = ((_DETAILS.get(metric, "detail"), detail),) if detail else ()
+        yield Reading(f"seawall.{policy.kind}.{metric}", (("policy.name", policy.name), *extra), value)
+
+
+def counters() -> Iterator[Reading]:
+    """What only grows, of every live policy."""
+    return (reading for policy in _policies() for reading in counters_of(policy))
 
 
 def gauges() -> Iterator[Reading]:
-    """What goes up and down."""
-    for policy in _policies():
-        for gauge, value in policy.gauges().items():
-            metric, _, detail = gauge.partition(".")
-            key = "state" if metric == "state" else "window"
-            extra = ((key, detail),) if detail else ()
-            yield Reading(f"seawall.{policy.kind}.{metric}", (("policy.name", policy.name), *extra), value)
+    """What goes up and down, of every live policy."""
+    return (reading for policy in _policies() for reading in gauges_of(policy))
 
 
 def _policies() -> Iterator[PolicyBase]:
     return (policy for policy in live() if isinstance(policy, PolicyBase))
+
+
+def merge_of(metric: str) -> Callable[[float, float], float]:
+    """How readings of policies that share a name become one: amounts add up, of shares and states the worst is told."""
+    return _WORST.get(metric.rpartition(".")[2], _sum)
+
+
+def unit_of(metric: str) -> str:
+    """The unit, as OpenTelemetry writes it."""
+    last = metric.rpartition(".")[2]
+    return _UNITS.get(last, "1")
 
 
 def summed(readings: Iterator[Reading]) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:

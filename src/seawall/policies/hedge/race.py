@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from contextvars import Context, copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast, runtime_checkable
 
-from seawall.core import ambient, gate
+from seawall.core import ambient, gate, watching
 from seawall.core.sleeping import Sleeper, async_sleeper
 from seawall.core.tasks import Work, spawn
 
@@ -142,7 +143,10 @@ class Race(Generic[T]):
         self.attempts += 1
         attempt = Attempt(self, self.attempts, now)
         self.running[attempt] = None
-        attempt.work = spawn(self._call, attempt.ended, attempt.context)
+        call = self._call
+        if self.attempts > 1:
+            call = partial(watching.attempt, "hedge", self._hedge.name, self.attempts, self._call)
+        attempt.work = spawn(call, attempt.ended, attempt.context)
 
     def ended(self, attempt: Attempt[T], result: T | None, exc: BaseException | None) -> bool:
         """How an attempt ended; whether the call takes the exception. Runs in the attempt's task."""

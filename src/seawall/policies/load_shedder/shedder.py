@@ -29,6 +29,7 @@ class LoadShedError(Rejected):
     """Too much load for now. Nobody knows until when, and a call that is tried again at once only adds to it."""
 
     reason = "is shedding load"
+    sheds = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar, cast
 
-from seawall.core import gate
+from seawall.core import gate, watching
 from seawall.core.events import Listener
 from seawall.core.policy import AroundPolicy
 from seawall.core.sleeping import pause
@@ -169,7 +169,8 @@ class Retry(Rules, AroundPolicy):
                 if not run.resume():
                     return cast(T, run.last())
             try:
-                result = await call()
+                first = run.number == 1
+                result = await (call() if first else watching.attempt("retry", run.policy.name, run.number, call))
             except Exception as exc:
                 if run.after(exc, None) is None:
                     raise
@@ -215,7 +216,8 @@ class Retry(Rules, AroundPolicy):
                 if not run.resume():
                     return cast(T, run.last())
             try:
-                result = call()
+                first = run.number == 1
+                result = call() if first else watching.attempt_sync("retry", run.policy.name, run.number, call)
             except Exception as exc:
                 if run.after(exc, None) is None:
                     raise
