@@ -1,7 +1,7 @@
 """The pictures of docs/quantization.md.
 
-python3 dev.py bench quantize --json docs/img/quantize.json
-.venv/bin/python benchmarks/_quantize_plots.py docs/img/quantize.json docs/img
+python3 dev.py bench quantize --json quantize.json
+.venv/bin/python benchmarks/_quantize_plots.py quantize.json docs/img
 """
 
 import json
@@ -35,7 +35,8 @@ FAMILIES = {"int8": BLUE, "int4": BROWN, "int2": VIOLET, "fp8": GREEN, "mixed": 
 OFFSETS = {  # where labels would lie on each other: points to the right and up
     "int4_gptq": (7, -11), "int4_awq": (7, 5), "int4_kquant": (7, 2), "int4_hqq": (7, -11), "int4_rtn": (-7, 7),
     "ort_kquant": (7, 5), "ort_rtn": (-7, -12), "int4_lossless": (7, -11), "int8_block32": (7, -11),
-    "fp8_e4m3": (7, -3), "int8_static": (7, 5), "int2_gptq": (7, -11), "int4_awq_gptq": (-7, -13), "mixed": (7, -11),
+    "fp8_e4m3": (7, -3), "int8_static": (7, -11), "int2_gptq": (7, -11), "int4_awq_gptq": (-7, -13),
+    "mixed": (7, -11), "fp8_e5m2": (7, 2),
     "int8": (7, 5), "ort_dynamic": (-7, 5),
 }  # fmt: skip
 

