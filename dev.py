@@ -6,6 +6,7 @@ python3 dev.py test [pytest arguments]               every test, fences of the d
 python3 dev.py check                                 ruff, mypy, pyright, import arrows, strict docs
 python3 dev.py bench [NAME] [--json FILE] [--peers]  measure; --peers builds the competitors' environment
 python3 dev.py docs [serve]                          build the site, or serve it while you write
+python3 dev.py gpu-check [--json FILE]               check the backend on a CUDA device, where there is one
 
 Standard library only, Python 3.11 or later, no root. A system Python is left alone (PEP 668): all goes to
 .venv, which may be deleted at any time. A command installs only what it needs, and only when pyproject.toml
@@ -48,6 +49,7 @@ NEEDS: Mapping[str, Needs] = {
     "check": Needs(extras=("all",), groups=("check",)),
     "bench": Needs(extras=("cli", "cpu", "otel", "prometheus"), groups=("bench",)),
     "docs": Needs(groups=("docs",)),
+    "gpu-check": Needs(extras=("cli", "gpu"), files=("benchmarks/peers-requirements/gpu.txt",)),
 }
 
 
@@ -278,13 +280,24 @@ def docs(arguments: Sequence[str]) -> int:
     return ready("docs").run("-m", "mkdocs", "build", "--strict")
 
 
+def gpu_check(arguments: Sequence[str]) -> int:
+    """Check the backend on a CUDA device, in an environment of its own; nothing is installed where there is none."""
+    script = ROOT / "benchmarks" / "_gpu_check.py"
+    bare = [sys.executable, str(script)]
+    if subprocess.run([*bare, "--find"], check=False).returncode != 0:
+        return subprocess.run([*bare, *arguments], check=False, stdout=subprocess.DEVNULL).returncode
+    environment = Environment(ROOT / "benchmarks" / ".peers" / "gpu")
+    environment.ensure(NEEDS["gpu-check"])
+    return environment.run(str(script), *arguments)
+
+
 def refuse(arguments: Sequence[str]) -> None:
     """Say so when a command gets arguments it does not know."""
     if arguments:
         raise StepFailedError(f"unknown arguments: {shlex.join(arguments)}\nSee python3 dev.py --help.")
 
 
-COMMANDS = {"demo": demo, "test": test, "check": check, "bench": bench, "docs": docs}
+COMMANDS = {"demo": demo, "test": test, "check": check, "bench": bench, "docs": docs, "gpu-check": gpu_check}
 
 
 def main(arguments: Sequence[str]) -> int:

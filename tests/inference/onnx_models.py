@@ -91,7 +91,7 @@ INT64 = TensorProto.INT64
 
 
 def encoder(width=8, words=50, *, masked=True, heads=1):
-    """A small transformer of one layer: ids [batch, sequence] to states [batch, sequence, width] and pooled [batch, width].
+    """A small transformer of one layer: ids [batch, sequence] to states [batch, sequence, width] and [batch, width].
 
     With `masked` it takes a mask as well, and ignores what that says is padding.
     """
@@ -123,7 +123,8 @@ def encoder(width=8, words=50, *, masked=True, heads=1):
 def dynamically_quantized(columns=64):
     """What `quantize_dynamic` makes of `linear`: one scale for all rows."""
     random = np.random.default_rng(0)
-    weights = [("w", random.integers(-127, 127, (columns, columns)).astype(np.int8)), ("ws", np.array(0.01, np.float32))]
+    whole = random.integers(-127, 127, (columns, columns)).astype(np.int8)
+    weights = [("w", whole), ("ws", np.array(0.01, np.float32))]
     node = make.make_node
     nodes = [node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]), node("MatMulInteger", ["q", "w", "z"], ["i"]),
              node("Cast", ["i"], ["f"], to=FLOAT), node("Mul", ["s", "ws"], ["scale"]),
@@ -133,7 +134,10 @@ def dynamically_quantized(columns=64):
 
 def normalized_over_rows(columns=4):
     """Each column less its largest value among all rows: plain float operators, and rows that depend on each other."""
-    nodes = [make.make_node("ReduceMax", ["x", "rows"], ["most"], keepdims=1), make.make_node("Sub", ["x", "most"], ["y"])]
+    nodes = [
+        make.make_node("ReduceMax", ["x", "rows"], ["most"], keepdims=1),
+        make.make_node("Sub", ["x", "most"], ["y"]),
+    ]
     return model(nodes, [tensor("x", ["batch", columns])], [tensor("y", ["batch", columns])], [("rows", np.array([0]))])
 
 
@@ -147,7 +151,8 @@ def endless_rows():
     )
     nodes = [make.make_node("ReduceMax", ["n"], ["turns"], keepdims=0),
              make.make_node("Loop", ["turns", "", "zero"], ["counted"], name="loop", body=body),
-             make.make_node("Cast", ["counted"], ["whole"], to=INT64), make.make_node("Mul", ["whole", "none"], ["nothing"]),
+             make.make_node("Cast", ["counted"], ["whole"], to=INT64),
+             make.make_node("Mul", ["whole", "none"], ["nothing"]),
              make.make_node("Add", ["n", "nothing"], ["y"])]  # fmt: skip
     weights = [("one", np.ones(1, np.float32)), ("zero", np.zeros(1, np.float32)), ("none", np.array([0]))]
     return model(nodes, [tensor("n", ["batch"], INT64)], [tensor("y", ["batch"], INT64)], weights)

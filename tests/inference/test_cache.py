@@ -204,7 +204,8 @@ def test_threads_that_convert_at_once_convert_once(source, tmp_path, monkeypatch
 @pytest.fixture
 def entry(source, monkeypatch):
     """The tiny model as the catalogue's only entry."""
-    weights = catalogue.CatalogueFile("parcel/tiny.gguf", "weights.gguf", source.stat().st_size, cache.sha256_of(source))
+    size, digest = source.stat().st_size, cache.sha256_of(source)
+    weights = catalogue.CatalogueFile("parcel/tiny.gguf", "weights.gguf", size, digest)
     found = catalogue.CatalogueEntry(
         "tiny", "gguf", "seawall-no-such-package", "1.0", (weights,), "0" * 64, "Apache-2.0"
     )

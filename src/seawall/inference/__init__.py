@@ -20,6 +20,7 @@ from . import errors
 
 if TYPE_CHECKING:
     from . import models
+    from .embed.embedder import Embedder
     from .generate.batch import Batch, Part
     from .generate.choosing import Penalties
     from .generate.decoder import Decoder
@@ -42,6 +43,7 @@ __all__ = [
     "Cancellation",
     "Decoder",
     "DecoderReport",
+    "Embedder",
     "Greedy",
     "MicroBatcher",
     "Padding",
@@ -65,6 +67,7 @@ _HOMES = {
     "Cancellation": "runtime.calls",
     "Decoder": "generate.decoder",
     "DecoderReport": "generate.report",
+    "Embedder": "embed.embedder",
     "Greedy": "generate.sampling",
     "MicroBatcher": "runtime.batching.batcher",
     "Padding": "runtime.batching.padding",

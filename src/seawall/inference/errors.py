@@ -10,6 +10,7 @@ ModelError
 +-- PromptError                  (ValueError)
 |   +-- EmptyPromptError
 |   +-- PromptTooLongError
+|   +-- TextTooLongError                         more than an encoder takes
 |   +-- InvalidPromptError                       wrong type, unknown role, token out of range
 +-- InvalidSettingError          (ValueError)    a setting outside its range
 +-- InvalidArrayError            (ValueError)    an array of a type or shape that cannot be quantized or compared
@@ -135,6 +136,16 @@ class PromptTooLongError(PromptError):
             f"the prompt has {tokens} tokens, this decoder takes at most {limit}: "
             "shorten it, or load the decoder with a larger context"
         )
+
+
+class TextTooLongError(PromptError):
+    """A text is longer than the encoder takes, and nobody said that it may be cut."""
+
+    def __init__(self, length: int, limit: int, unit: str) -> None:
+        self.length = length
+        self.limit = limit
+        cure = "split it, or load with truncate=True to cut it" if unit == "tokens" else "split it"
+        super().__init__(f"a text has {length} {unit}, this encoder takes at most {limit}: {cure}")
 
 
 class InvalidPromptError(PromptError):

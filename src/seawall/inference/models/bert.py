@@ -138,7 +138,8 @@ class BertWeights:
         """What is added at each position of a text of one sentence, [positions, hidden]."""
         places = self._floats("embeddings.position_embeddings.weight", self._config.positions, self._config.hidden)
         types = self._floats("embeddings.token_type_embeddings.weight", self._config.types, self._config.hidden)
-        return places + types[0]
+        added: Weights = places + types[0]
+        return added
 
     def norm(self, name: str) -> tuple[Weights, Weights]:
         """Scale and shift of a LayerNorm."""

@@ -14,7 +14,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import numpy as np
 
@@ -83,7 +83,8 @@ class SafetensorsFile:
         if stored is None:
             raise self._corrupt(f"it has no tensor {name!r}")
         if stored.dtype not in _FLOATS or stored.shape != shape:
-            raise self._corrupt(f"tensor {name!r} is {stored.dtype} {list(stored.shape)}, expected floats {list(shape)}")
+            found = f"{stored.dtype} {list(stored.shape)}"
+            raise self._corrupt(f"tensor {name!r} is {found}, expected floats {list(shape)}")
         values = np.frombuffer(self._map[stored.start : stored.start + stored.size], _TYPES[stored.dtype])
         if stored.dtype == "BF16":  # the upper half of a float32
             values = (values.astype(np.uint32) << 16).view(np.float32)
@@ -148,5 +149,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _naturals(values: Any) -> bool:
+def _naturals(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import math
 import os
 import threading
 import time
@@ -14,7 +13,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import anyio.to_thread
@@ -28,16 +27,19 @@ from seawall.inference.errors import (
     RunDeadlineError,
     RuntimeExhaustedError,
 )
+from seawall.inference.quality import manifest
 
 from . import loading, ort
-from .calls import Call, Watchdog
+from .calls import Call, Cancellation, Watchdog, seconds_of
 from .inputs import Array, InputRules, Port
+from .outputs import check_finite
 from .providers import CPU, Provider
 from .report import Report, build_report
 from .threads import available_threads
 from .worker import Job, Workers
 
-_LONGEST = 86_400.0 * 365
+if TYPE_CHECKING:
+    from .batching.exactness import Exactness
 
 
 class Backend:
@@ -60,32 +62,43 @@ class Backend:
     all the same, with a ResourceWarning.
 
     Attributes:
+        path: the model's file, or None for bytes.
         name: file name of the model, or "model" for bytes.
         inputs: what the model takes.
         outputs: what it gives.
         threads: threads that a run uses, the calling one included.
         memory_limit: most bytes that weights and runs may hold at once on the CPU, or None.
         room: what the weights leave of them for runs, or None.
+        operators: the operators of the model's nodes, as they were handed to their providers.
+        finite: whether NaN or infinity in an output is an error.
+        exactness: what a `MicroBatcher` found that rows of one run do to each other; None before one was made.
     """
+
+    exactness: Exactness | None = None
 
     def __init__(
         self,
         opened: ort.Opened,
         *,
-        model: str | bytes,
+        model: str | bytes | ort.InMemory,
         requested: Sequence[tuple[str, Mapping[str, str]]],
         threads: int,
         memory_limit: int | None,
         workers: int,
         digest: str,
+        finite: bool = False,
     ) -> None:
-        self.name = Path(model).name if isinstance(model, str) else "model"
+        file = model.path if isinstance(model, ort.InMemory) else model
+        self.path = None if isinstance(file, bytes) else Path(file)
+        self.name = "model" if isinstance(file, bytes) else Path(file).name
         session = opened.session
         self.inputs = tuple(Port.of(port) for port in session.get_inputs())
         self.outputs = tuple(Port.of(port) for port in session.get_outputs())
         self.threads = threads
         self.memory_limit = memory_limit
         self.room = opened.room
+        self.operators = frozenset(node.op_type for node in ort.assigned_nodes(session))
+        self.finite = finite
         self._model = model
         self._requested = requested
         self._digest = digest
@@ -113,11 +126,15 @@ class Backend:
         memory_limit: int | None = None,
         workers: int = 1,
         strict: bool = True,
+        finite: bool = False,
+        check_quality: bool = True,
     ) -> Self:
         """Load an ONNX model; blocks while it reads, so call it in a worker thread where an event loop runs.
 
         Args:
-            model: path of an .onnx file, its external data beside it, or the bytes of one.
+            model: path of an .onnx file, its external data beside it, or of a folder that holds model.onnx, or the
+                bytes of a model. Where the folder's manifest says that weights are stored as 8-bit floats, they are
+                expanded once, for the CPU; see `quantize.expand_fp8`.
             providers: ONNX Runtime's execution providers in order of preference, each a name or (name, options).
             threads: threads of a run, the calling one included. None for as many as affinity and CPU quota allow.
             memory_limit: most bytes that the weights and all runs may hold at once on the CPU. A run that needs
@@ -125,46 +142,66 @@ class Backend:
             workers: how many runs of coroutines may be at work at once; `run_sync` runs in its caller.
             strict: refuse to serve other than asked: a provider that is missing, does not start, takes none of
                 the nodes, or leaves some to one that is not listed. False warns, and serves with what there is.
+            finite: refuse to answer with NaN or infinity: NotFiniteOutputError. Costs a pass over the float outputs.
+            check_quality: refuse a folder whose recorded scores are out of their gate's bounds; see `quality.record`.
 
         Raises:
+            QualityGateError: the model was measured, and found worse than its gate allows.
             ModelError: CorruptModelError, ProviderError, InvalidSettingError, or RuntimeFailure.
         """
         source, name = loading.source_of(model)
+        if check_quality and not isinstance(source, bytes):
+            manifest.check_folder(Path(source).parent)
         asked = loading.checked_settings(providers, threads, memory_limit, workers)
         size = ort.shared_threads() or (available_threads() if threads is None else threads)
-        opened = loading.open_model(source, name, asked, strict=strict, threads=size, memory_limit=memory_limit)
+        ready = loading.readied(source, asked)
+        opened = loading.open_model(ready, name, asked, strict=strict, threads=size, memory_limit=memory_limit)
         if opened.room == 0:
             raise InvalidSettingError(f"memory_limit is {memory_limit} bytes, which the weights of {name} fill alone")
         return cls(
             opened,
-            model=source,
+            model=ready,
             requested=asked,
             threads=size,
             memory_limit=memory_limit,
             workers=workers,
             digest=loading.digest_of(source),
+            finite=finite,
         )
 
-    def run_sync(self, inputs: Mapping[str, Array], *, deadline: float | timedelta | None = None) -> dict[str, Array]:
+    def run_sync(
+        self,
+        inputs: Mapping[str, Array],
+        *,
+        deadline: float | timedelta | None = None,
+        cancellation: Cancellation | None = None,
+    ) -> dict[str, Array]:
         """Run the model in this thread; the GIL is released meanwhile.
 
         Args:
             inputs: an array for each input.
             deadline: seconds after which the run is ended, within one node. None never ends it.
+            cancellation: lets another thread end the run, within one node.
 
         Returns:
-            The outputs by name. NaN and infinity in them are the model's answer, and pass.
+            The outputs by name. NaN and infinity in them are the model's answer, and pass unless `finite` is set.
 
         Raises:
             InvalidInputError: the model does not take these inputs; ONNX Runtime has not seen them.
             RunDeadlineError: the deadline passed first.
+            GenerationCancelledError: the cancellation came first.
+            NotFiniteOutputError: NaN or infinity in an output, where `finite` forbids them.
             ModelError: RuntimeFailure, BackendClosedError or ForkedBackendError.
         """
         feed = self._rules.check(inputs)
         call, session = self._enter(deadline)
         try:
+            if cancellation is not None:
+                cancellation.bind(call)
             return self._execute(session, call, feed)
         finally:
+            if cancellation is not None:
+                cancellation.bind(None)
             self._leave(call)
 
     async def run(self, inputs: Mapping[str, Array], *, deadline: float | timedelta | None = None) -> dict[str, Array]:
@@ -279,7 +316,7 @@ class Backend:
 
     def _enter(self, deadline: float | timedelta | None) -> tuple[Call, ort.Session]:
         self._refuse_fork()
-        seconds = None if deadline is None else _seconds(deadline)
+        seconds = None if deadline is None else seconds_of(deadline)
         call = Call(ort.run_options(), seconds)
         with self._lock:
             if self._closing:
@@ -304,13 +341,18 @@ class Backend:
         """One run; a second one where memory ran out, since under a limit free memory may lie in pieces."""
         for last in (self.memory_limit is None, True):
             try:
-                return dict(zip(self._output_names, session.run(self._output_names, feed, call.options), strict=True))
+                answer = session.run(self._output_names, feed, call.options)
             except ort.EXCEPTIONS as error:
                 failure = ort.typed(f"running {self.name}", error)
                 if isinstance(failure, GenerationCancelledError):
                     raise self._ended(call) from None
                 if last or not isinstance(failure, RuntimeExhaustedError):
                     raise failure from error
+            else:
+                outputs = dict(zip(self._output_names, answer, strict=True))
+                if self.finite:
+                    check_finite(self.name, outputs)
+                return outputs
             ort.shrink(session, feed)
         raise AssertionError("unreachable")
 
@@ -360,10 +402,3 @@ def _abandon(name: str, process: int, workers: Workers, watchdog: Watchdog) -> N
     workers.stop()
     watchdog.stop()
     warnings.warn(f"backend {name!r} was dropped without close()", ResourceWarning, stacklevel=2)
-
-
-def _seconds(deadline: float | timedelta) -> float:
-    seconds: object = deadline.total_seconds() if isinstance(deadline, timedelta) else deadline
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or math.isnan(seconds):
-        raise InvalidSettingError(f"deadline must be a number of seconds, got {deadline!r}")
-    return min(float(seconds), _LONGEST)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from datetime import timedelta
+from typing import Any, Protocol
+
+from seawall.inference.errors import InvalidSettingError
+
+_LONGEST = 86_400.0 * 365
 
 
 class Call:
@@ -62,6 +68,40 @@ class Call:
             settle()
 
 
+class Cancellation:
+    """Ends a run from another thread: give it to `run_sync`, then call `cancel`.
+
+    Once cancelled it stays so: a run that is given it later ends before its first node.
+    """
+
+    __slots__ = ("_call", "_cancelled")
+
+    def __init__(self) -> None:
+        self._call: Call | None = None
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """End the run within one node; it raises GenerationCancelledError. Any thread may call this, at any time."""
+        self._cancelled = True
+        call = self._call
+        if call is not None:
+            call.end("cancelled")
+
+    def bind(self, call: Call | None) -> None:
+        """It is for this call from now on; for none with None."""
+        self._call = call
+        if call is not None and self._cancelled:  # meanwhile, by one who found no call
+            call.end("cancelled")
+
+
+class Expiring(Protocol):
+    """What a watchdog ends when its time has come."""
+
+    @property
+    def done(self) -> bool: ...  # noqa: D102
+    def end(self, why: str) -> None: ...  # noqa: D102
+
+
 class Watchdog:
     """Ends calls at their deadlines, from a thread that starts with the first deadline and ends with `stop`.
 
@@ -71,13 +111,13 @@ class Watchdog:
     def __init__(self, name: str) -> None:
         self._name = name
         self._changed = threading.Condition()
-        self._heap: list[tuple[float, int, Call]] = []
+        self._heap: list[tuple[float, int, Expiring]] = []
         self._order = itertools.count()
         self._roomy = 64
         self._thread: threading.Thread | None = None
         self._stopped = False
 
-    def watch(self, call: Call, seconds: float) -> None:
+    def watch(self, call: Expiring, seconds: float) -> None:
         """End `call` in `seconds`, unless it is done by then."""
         entry = (time.monotonic() + seconds, next(self._order), call)
         with self._changed:
@@ -109,7 +149,7 @@ class Watchdog:
             call.end("deadline")
             del call
 
-    def _next(self) -> Call | None:
+    def _next(self) -> Expiring | None:
         with self._changed:
             while not self._stopped:
                 while self._heap and self._heap[0][2].done:
@@ -119,3 +159,11 @@ class Watchdog:
                     return heapq.heappop(self._heap)[2]
                 self._changed.wait(None if wait is None else min(wait, threading.TIMEOUT_MAX))
         return None
+
+
+def seconds_of(deadline: float | timedelta) -> float:
+    """A deadline in seconds, at most a year; InvalidSettingError for what is none."""
+    seconds: object = deadline.total_seconds() if isinstance(deadline, timedelta) else deadline
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or math.isnan(seconds):
+        raise InvalidSettingError(f"deadline must be a number of seconds, got {deadline!r}")
+    return min(float(seconds), _LONGEST)

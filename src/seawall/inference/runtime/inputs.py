@@ -125,6 +125,11 @@ class InputRules:
         return ", ".join(map(repr, self._ports)) or "no inputs"
 
 
+def dtype_of(port: Port) -> np.dtype[Any] | None:
+    """Numpy's type of a port's values; None where numpy has none."""
+    return _DTYPES.get(port.type)
+
+
 def _are_strings(value: Array) -> bool:
     return value.dtype.kind == "U" or (value.dtype.kind == "O" and all(isinstance(item, str) for item in value.flat))
 

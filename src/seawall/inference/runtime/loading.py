@@ -16,12 +16,15 @@ from seawall.inference.errors import (
     ProviderError,
     RuntimeExhaustedError,
 )
+from seawall.inference.models.cache import read_facts
 
 from . import ort, providers
 from .pool import checked_threads
 
 _CORRUPT = frozenset({"InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NoModel"})
 _LEAST_MEMORY = 1 << 20
+_MODEL = "model.onnx"
+_FLOAT8 = ("fp8-e4m3", "fp8-e5m2")
 
 
 def source_of(model: object) -> tuple[str | bytes, str]:
@@ -31,6 +34,8 @@ def source_of(model: object) -> tuple[str | bytes, str]:
     if isinstance(model, (str, os.PathLike)):
         path = os.fspath(model)
         if isinstance(path, str):
+            if os.path.isdir(path):  # noqa: PTH112 - as the line below
+                path = os.path.join(path, _MODEL)  # noqa: PTH118
             return os.path.abspath(path), path  # noqa: PTH100 - resolve() would follow links away from external data
     raise InvalidSettingError(f"model must be a path or bytes, got {type(model).__name__}")
 
@@ -50,8 +55,21 @@ def checked_settings(
     return providers.normalized(requested)
 
 
+def readied(source: str | bytes, asked: list[tuple[str, dict[str, str]]]) -> str | bytes | ort.InMemory:
+    """The model as it is loaded: expanded where its folder says that 8-bit floats are stored, and a CPU is to serve."""
+    if isinstance(source, bytes) or [name for name, _ in asked] != [providers.CPU]:
+        return source
+    told = read_facts(Path(source).parent).get("quantization")
+    if not isinstance(told, dict) or told.get("storage") not in _FLOAT8:
+        return source
+    from seawall.inference.quantize.expand import expand_fp8
+
+    expanded = expand_fp8(source)
+    return ort.InMemory(expanded.model, Path(source), expanded.initializers, expanded.nodes)
+
+
 def open_model(
-    source: str | bytes,
+    source: str | bytes | ort.InMemory,
     name: str,
     asked: list[tuple[str, dict[str, str]]],
     *,

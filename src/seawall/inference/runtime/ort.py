@@ -146,19 +146,43 @@ def typed(doing: str, error: BaseException) -> RuntimeFailure | GenerationCancel
     return KINDS.get(type(error).__name__, RuntimeFailure)(doing, error)
 
 
-def build_session(path: Path, *, threads: int) -> Session:
+def build_session(
+    model: Path | bytes,
+    *,
+    threads: int,
+    folder: Path | None = None,
+    initializers: Mapping[str, np.ndarray[Any, Any]] | None = None,
+) -> Session:
     """Load an ONNX model for the CPU with exactly `threads` threads, that of the caller included.
 
     The pool stops spinning when a run ends: two pools that spin between runs slow each other down to
     less than half. Nothing falls back to another provider, and nothing is printed.
+
+    Args:
+        model: a file, or a graph whose external data lies in `folder`.
+        threads: of a run.
+        folder: where the external data of a graph given as bytes is.
+        initializers: takes the place of external data, by name.
     """
     check_single_distribution(installed_distributions())
     options = _options(threads)
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if folder is not None:
+        _complete(options, folder, initializers or {})
+    source = model if isinstance(model, bytes) else str(model)
     try:
-        return _ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        session = _ort.InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except EXCEPTIONS as error:
-        raise typed(f"loading {path}", error) from error
+        raise typed(f"loading {folder if isinstance(model, bytes) else model}", error) from error
+    session.seawall_initializers = initializers  # it shares their memory, so they live as long as it does
+    return session
+
+
+def _complete(options: Any, folder: Path, initializers: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Say where the external data of a graph given as bytes is: in a folder, or in memory."""
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if initializers:
+        options.add_external_initializers(list(initializers), [shared_value(one) for one in initializers.values()])
 
 
 def run_options() -> RunOptions:
@@ -187,6 +211,22 @@ class Node(NamedTuple):
     provider: str
     name: str
     op_type: str
+
+
+class InMemory(NamedTuple):
+    """A graph that differs from its file.
+
+    Attributes:
+        graph: the bytes of it.
+        path: the file; what is external data in the graph still lies beside it.
+        initializers: take the place of external data, by name; a session shares their memory.
+        expanded: names of the nodes whose weights are among them, since the file stores them in 8-bit floats.
+    """
+
+    graph: bytes
+    path: Path
+    initializers: Mapping[str, np.ndarray[Any, Any]]
+    expanded: frozenset[str] = frozenset()
 
 
 class Opened(NamedTuple):
@@ -247,7 +287,7 @@ def _options(threads: int) -> Any:
 
 
 def open_session(
-    model: str | bytes,
+    model: str | bytes | InMemory,
     *,
     providers: Sequence[tuple[str, Mapping[str, str]]],
     threads: int,
@@ -271,6 +311,9 @@ def open_session(
         options.add_session_config_entry(key, value)
     if optimized_to is not None:
         options.optimized_model_filepath = str(optimized_to)
+    if isinstance(model, InMemory):
+        _complete(options, model.path.parent, model.initializers)
+        model = model.graph
     asked = [(name, dict(settings)) for name, settings in providers]
     with _loading:
         _register_arena(memory_limit or 0)

@@ -8,12 +8,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from seawall.inference.errors import MissingExtraError
 
 from . import ort
 from .inputs import Port
+
+if TYPE_CHECKING:
+    from .batching.exactness import Exactness
 
 _QUANTIZED = frozenset({
     "ConvInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "GatherBlockQuantized", "GemmFloat8",
@@ -39,7 +42,8 @@ class NodeReport(NamedTuple):
         provider: who runs it, or "unknown" where ONNX Runtime does not tell.
         kind: "native": computes on quantized values, as the model's file says. "fused": the same, made by ONNX
             Runtime out of dequantize-compute patterns. "emulated": computes in float on values that are
-            dequantized at each run. "" for what is not quantized.
+            dequantized at each run. "expanded": the file stores 8-bit floats, which were turned into what the kernel
+            takes when the model was loaded. "" for what is not quantized.
     """
 
     name: str
@@ -67,6 +71,7 @@ class Report:
         inputs: what the model takes.
         outputs: what it gives.
         nodes: the graph that runs, in order; subgraphs included.
+        exactness: what rows of one run do to each other, as a `MicroBatcher` found; None before one was made.
     """
 
     model: str
@@ -83,6 +88,7 @@ class Report:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     nodes: tuple[NodeReport, ...]
+    exactness: Exactness | None = None
 
     @property
     def kinds(self) -> Mapping[str, int]:
@@ -103,6 +109,7 @@ class Report:
             ("memory limit", limit),
             *((f"input {port.name}", f"{port.type} {_shape(port)}") for port in self.inputs),
             *((f"output {port.name}", f"{port.type} {_shape(port)}") for port in self.outputs),
+            ("exactness", str(self.exactness or "not tried out: no batcher was made")),
             ("quantized", ", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items())) or "nothing"),
         ]
         counted = Counter((node.op_type, node.provider, node.kind) for node in self.nodes)
@@ -123,18 +130,20 @@ class Reported(Protocol):
     room: int | None
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    exactness: Exactness | None
 
 
 def build_report(
     backend: Reported,
     session: ort.Session,
-    model: str | bytes,
+    model: str | bytes | ort.InMemory,
     requested: Sequence[tuple[str, Mapping[str, str]]],
     digest: str,
     workers: int,
 ) -> Report:
     """The report of a loaded session."""
     assigned = ort.assigned_nodes(session)
+    expanded = model.expanded if isinstance(model, ort.InMemory) else frozenset[str]()
     return Report(
         model=backend.name,
         digest=digest,
@@ -149,7 +158,11 @@ def build_report(
         telemetry=os.environ.get("ORT_DISABLE_TELEMETRY") != "1",
         inputs=backend.inputs,
         outputs=backend.outputs,
-        nodes=tuple(describe(*_graphs(model, requested), assigned, session.get_providers())),
+        nodes=tuple(
+            row._replace(kind="expanded") if row.kind and row.name in expanded else row
+            for row in describe(*_graphs(model, requested), assigned, session.get_providers())
+        ),
+        exactness=backend.exactness,
     )
 
 
@@ -172,13 +185,14 @@ def describe(source: Any, optimized: Any, assigned: Iterable[ort.Node], active: 
     return rows
 
 
-def _graphs(model: str | bytes, requested: Sequence[tuple[str, Mapping[str, str]]]) -> tuple[Any, Any]:
+def _graphs(model: str | bytes | ort.InMemory, requested: Sequence[tuple[str, Mapping[str, str]]]) -> tuple[Any, Any]:
     """The graph of the file, and the one that ONNX Runtime makes of it; neither with its weights."""
     try:
         import onnx
     except ImportError as error:
         raise MissingExtraError("onnx") from error
-    source = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
+    graph = model.graph if isinstance(model, ort.InMemory) else model
+    source = onnx.load_from_string(graph) if isinstance(graph, bytes) else onnx.load(graph, load_external_data=False)
     with tempfile.TemporaryDirectory(prefix="seawall-report-") as folder:
         written = Path(folder) / "optimized.onnx"
         entries = {

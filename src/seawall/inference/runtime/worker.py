@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import queue
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,66 +12,10 @@ import anyio
 
 from seawall.inference.errors import BackendClosedError, RuntimeInterruptedError
 
+from .bells import task_bell
 from .calls import Call
 
 Outcome = Any
-
-
-class AsyncioBell:
-    """Wakes a task of an asyncio loop, from any thread."""
-
-    __slots__ = ("_future", "_loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._future: asyncio.Future[None] = loop.create_future()
-
-    def ring(self) -> None:
-        """Wake the task; nothing where its loop is gone."""
-        try:
-            self._loop.call_soon_threadsafe(self._wake)
-        except RuntimeError:  # the loop is closed, and its task with it
-            return
-
-    def _wake(self) -> None:
-        if not self._future.done():
-            self._future.set_result(None)
-
-    def wait(self) -> asyncio.Future[None]:
-        """To be awaited."""
-        return self._future
-
-
-class TrioBell:
-    """Wakes a task of a trio run, from any thread."""
-
-    __slots__ = ("_event", "_token")
-
-    def __init__(self) -> None:
-        import trio
-
-        self._event = trio.Event()
-        self._token = trio.lowlevel.current_trio_token()
-
-    def ring(self) -> None:
-        """Wake the task; nothing where its run is over."""
-        import trio
-
-        try:
-            self._token.run_sync_soon(self._event.set)
-        except trio.RunFinishedError:
-            return
-
-    def wait(self) -> Any:
-        """To be awaited."""
-        return self._event.wait()
-
-
-def _bell() -> AsyncioBell | TrioBell:
-    loop = asyncio._get_running_loop()
-    if loop is None and "trio" in sys.modules:
-        return TrioBell()
-    return AsyncioBell(loop or asyncio.get_running_loop())
 
 
 class Job:
@@ -83,7 +25,7 @@ class Job:
 
     def __init__(self, call: Call, work: Callable[[], Outcome], finished: Callable[[Call], None]) -> None:
         self.call = call
-        self.bell = _bell()
+        self.bell = task_bell()
         self.done = False
         self._finished = finished
         self._work: Callable[[], Outcome] | None = work
@@ -220,7 +162,7 @@ async def _settled(job: Job) -> None:
     """Return once the job has ended, whoever cancels us meanwhile."""
     with anyio.CancelScope(shield=True):
         while not job.done:
-            bell = job.bell = _bell()
+            bell = job.bell = task_bell()
             if job.ended():  # meanwhile, and it rang the bell we hung up before
                 return
             try:

@@ -1,0 +1,1 @@
+"""Texts to vectors, with a sentence encoder in this process."""
