@@ -32,6 +32,7 @@ from seawall import (
 from seawall.core.events import Event
 from seawall.core.policy import PolicyBase
 from seawall.core.watching import BOUNDS, MOST_ERRORS, MOST_NAMES, error_type
+from seawall.slo.brownout import BrownOut, Refuse
 from seawall.telemetry import gen_ai, spans
 from seawall.telemetry.happenings import level_of, name_of
 from seawall.telemetry.ledger import PIPELINE_DURATION
@@ -64,6 +65,7 @@ def policies() -> list[PolicyBase]:
     hosts(len)("host")
     return [
         SLO("n", target=0.9, latency=0.3, percentiles=True),
+        BrownOut("n", [Refuse()]),
         CircuitBreaker("n"),
         Bulkhead("n", max_concurrent=1),
         AdaptiveBulkhead("n"),
