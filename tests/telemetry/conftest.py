@@ -5,7 +5,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from seawall.core import answering, watching
+from seawall.core import answering, registry, watching
 from seawall.telemetry import install
 from seawall.telemetry.ledger import Ledger
 
@@ -26,6 +26,15 @@ def spans(provider):
     yield provider.finished
     uninstall()
     assert watching.tracer is None
+
+
+@pytest.fixture(autouse=True)
+def nobody_elses_policies():
+    """Hide policies that other tests and fences left alive: thousands, which every collection would read."""
+    kept = dict(registry._entries)
+    registry._entries.clear()
+    yield
+    registry._entries.update({number: entry for number, entry in kept.items() if entry() is not None})
 
 
 @pytest.fixture(autouse=True)
