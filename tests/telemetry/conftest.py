@@ -44,9 +44,9 @@ def nothing_is_left_on():
     assert answering.watch is None
 
 
-@pytest.fixture
-def fresh(monkeypatch):
-    """No function, policy or error of another test is in the books."""
+@pytest.fixture(autouse=True)
+def fresh(nobody_elses_policies, monkeypatch):
+    """No function, policy or error of another test is in the books, whose names are bounded in number."""
     gc.collect()
     monkeypatch.setattr(watching, "_sites", {})
     monkeypatch.setattr(watching, "_types", {})
