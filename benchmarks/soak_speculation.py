@@ -3,7 +3,7 @@
     python benchmarks/soak_speculation.py --tokens 10000 --draws 1000000
 
 Both acceptance rules draw so many tokens through whole rounds, over a small model of one token of memory whose
-distribution is known, under temperature, top_k, top_p, min_p and penalties: chi-square against it must give p > 0.001.
+distribution is known, under temperature, top_k, top_p, min_p and penalties: chi-square against it must give p > 0.01.
 Then every target precision with every drafter writes so many tokens greedily, and a tenth of them sampled, and must
 give the tokens that the target gives without drafts. A difference ends it with exit code 1.
 """
@@ -196,7 +196,7 @@ def check_draws(draws: int) -> None:
         p = p_value(counts, expected)
         accepted = speculator.statistics().acceptance_rate
         print(f"{rule:>7}  {name:<12} {done:>9,} draws  {accepted:.3f} of drafts accepted  p = {p:.3f}")
-        if p < 0.001:  # there are ten tests: every tenth run would miss 0.01 by chance
+        if p <= 0.01:  # of ten right ones a run loses one in ten times: then run it again, with more draws
             sys.exit("the draws are not distributed as the target's")
 
 
