@@ -297,7 +297,7 @@ class BrownOut(GuardPolicy):
             self.ladder = fresh.ladder
             self._ladders.clear()
         for ladder in self._ladders.values():
-            ladder.step_up, ladder.minimum_calls = self.step_up, self.minimum_calls
+            ladder.configure(step_up=self.step_up, hold=self.hold, minimum_calls=self.minimum_calls)
 
     def snapshot(self) -> BrownOutSnapshot:
         """Level and counters at one moment."""

@@ -34,6 +34,12 @@ class Ladder:
         self._burning = False
         self._good = self._bad = 0
 
+    def configure(self, *, step_up: float, hold: float, minimum_calls: int) -> None:
+        """Other settings from now on; a hold that relapses made longer begins anew."""
+        self.step_up, self.minimum_calls = step_up, minimum_calls
+        if hold != self._shortest:
+            self.hold = self._shortest = hold
+
     def judge(self, now: float, *, alert: bool, factor: float, good: int, bad: int, tolerated: float) -> int:
         """The level from now on; `good` and `bad` are counts that only grow."""
         if self._looked_at is None:
