@@ -26,6 +26,7 @@ from seawall.inference.models.encoder import KIND
 from seawall.inference.models.tokenizer import FILE, load_tokenizer
 from seawall.inference.runtime.backend import Backend
 from seawall.inference.runtime.calls import seconds_of
+from seawall.inference.runtime.closing import Closing
 from seawall.inference.runtime.providers import CPU, Provider
 
 from .planning import batches
@@ -35,7 +36,7 @@ MAX_CHARACTERS = 65_536  # up to 0.1 s of tokenizing; a text of 512 tokens has a
 _INLINE = 4096  # characters that are tokenized on the event loop: about 1 ms
 
 
-class Embedder:
+class Embedder(Closing):
     """A sentence encoder in this process: vectors whose dot product says how alike two texts are.
 
     For any number of tasks, event loops and threads at once. Made by `load`; close it, or use it in a `with`
@@ -159,22 +160,6 @@ class Embedder:
     async def aclose(self) -> None:
         """`close`, without blocking the event loop."""
         await self.backend.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def _groups(self, tokens: list[list[int]]) -> Iterator[list[int]]:
         return batches([len(text) for text in tokens], max_rows=self._batch_tokens, max_tokens=self._batch_tokens)

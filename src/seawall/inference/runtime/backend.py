@@ -12,11 +12,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-
-import anyio
-import anyio.to_thread
 
 from seawall.inference.errors import (
     BackendClosedError,
@@ -31,6 +27,7 @@ from seawall.inference.quality import manifest
 
 from . import loading, ort
 from .calls import Call, Cancellation, Watchdog, seconds_of
+from .closing import Closing
 from .inputs import Array, InputRules, Port
 from .outputs import check_finite
 from .providers import CPU, Provider
@@ -42,7 +39,7 @@ if TYPE_CHECKING:
     from .batching.exactness import Exactness
 
 
-class Backend:
+class Backend(Closing):
     """An ONNX model in this process, for any number of tasks, event loops and threads at once.
 
     ```python
@@ -289,27 +286,6 @@ class Backend:
         self._watchdog.join()
         self._session = None
         _open.discard(self)
-
-    async def aclose(self) -> None:
-        """`close`, without blocking the event loop."""
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def __repr__(self) -> str:
         return f"<Backend {self.name!r}, {'closed' if self._closing else f'{len(self._calls)} calls'}>"

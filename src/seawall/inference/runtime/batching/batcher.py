@@ -8,11 +8,7 @@ import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
-
-import anyio
-import anyio.to_thread
+from typing import TYPE_CHECKING, Any
 
 from seawall.inference.errors import (
     BackendClosedError,
@@ -25,6 +21,7 @@ from seawall.inference.errors import (
 
 from ..bells import ThreadBell, task_bell
 from ..calls import Watchdog, seconds_of
+from ..closing import Closing
 from ..inputs import Array
 from .exactness import Exactness, probe
 from .forming import Waiting
@@ -41,7 +38,7 @@ _CURE = (
 )
 
 
-class MicroBatcher:
+class MicroBatcher(Closing):
     """Joins requests that come close together into one run of a stateless model, and takes the outputs apart again.
 
     For any number of tasks, event loops and threads at once. A request is one row or a few, along axis 0 of every
@@ -216,27 +213,6 @@ class MicroBatcher:
         self._watchdog.join()
         if self._owns:
             self.backend.close()
-
-    async def aclose(self) -> None:
-        """`close`, without blocking the event loop."""
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def __repr__(self) -> str:
         return f"<MicroBatcher {self.name!r}, {'closed' if self.closed else f'{self.calls} calls'}>"

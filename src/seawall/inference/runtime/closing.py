@@ -1,0 +1,39 @@
+"""What is closed: by hand, by `with`, or by `async with`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
+
+import anyio
+import anyio.to_thread
+
+
+class Closing(ABC):
+    """Context managers of both kinds over a `close` that may block."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back; closing again does nothing."""
+
+    async def aclose(self) -> None:
+        """`close`, without blocking the event loop."""
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
