@@ -27,10 +27,10 @@ class RequestDeadline:
     def guard_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Guard:
         """The deadline of this request."""
         request: Limited = args[0]
-        return _Seconds(self.policy, request.seconds)
+        return Seconds(self.policy, request.seconds)
 
 
-class _Seconds:
+class Seconds:
     """`Deadline` with seconds of its own. A request whose client waits no more does not begin."""
 
     __slots__ = ("policy", "seconds")
@@ -40,10 +40,12 @@ class _Seconds:
         self.policy = policy
         self.seconds = seconds
 
-    def enter(self, now: float) -> Token:
+    def enter(self, now: float) -> SharedExpiry:
+        """The deadline of one request, or `DeadlinePassedError`."""
         if self.seconds <= 0 or ambient.deadline.get() <= now:
             raise self.policy._refused(DeadlinePassedError(self.policy.name), now)
         return SharedExpiry(self.seconds, now + self.seconds)
 
     def exit(self, token: Token, now: float, exc: BaseException | None) -> None:
+        """The request ended."""
         self.policy.exit(token, now, exc)

@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 from seawall.core import ambient, gate
 from seawall.core.ambient import Priority, current_priority
 from seawall.core.decorate import Policy
-from seawall.policies.deadline import DeadlinePassedError
 from seawall.web.answers import Answer, Answers, Mapped
 from seawall.web.intake import READERS
+from seawall.web.request_deadline import Seconds
 from seawall.web.settings import FailedResponseError, Settings
 
 Environ: TypeAlias = dict[str, Any]
@@ -84,12 +84,9 @@ class SeawallWSGIMiddleware:
             current_priority.set(Priority(settings.priority(environ)))
         seconds = settings.seconds([(name, environ[key]) for key, name in _DEADLINE_KEYS.items() if key in environ])
         if seconds is not None:
-            now = gate.now()
-            if seconds <= 0 or ambient.deadline.get() <= now:
-                with settings.deadline._lock:
-                    refusal = settings.deadline._refused(DeadlinePassedError(settings.name), now)
-                raise refusal
-            ambient.deadline.set(now + seconds)
+            with gate.lock:
+                expiry = Seconds(settings.deadline, seconds).enter(gate.now())
+            ambient.deadline.set(expiry.until)
         exchange.pieces = self._guarded(exchange)
         return next(exchange.pieces, None)
 

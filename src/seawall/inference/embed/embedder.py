@@ -157,10 +157,6 @@ class Embedder(Closing):
         """Let the model go; see `Backend.close`."""
         self.backend.close()
 
-    async def aclose(self) -> None:
-        """`close`, without blocking the event loop."""
-        await self.backend.aclose()
-
     def _groups(self, tokens: list[list[int]]) -> Iterator[list[int]]:
         return batches([len(text) for text in tokens], max_rows=self._batch_tokens, max_tokens=self._batch_tokens)
 
