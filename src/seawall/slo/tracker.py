@@ -122,7 +122,7 @@ class BudgetTracker:
     """Counts good and bad calls and looks back over them: how much of the error budget is gone, and how fast it goes.
 
     Three rings, of the shortest pairs of look backs (360 slots of 10 s for an objective over a month), of the middle
-    ones (288 of 5 min) and of the window (720 of an hour): 22 kB. A call costs one comparison and one addition; a look
+    ones (288 of 5 min) and of the window (720 of an hour): 24 kB. A call costs one comparison and one addition; a look
     back is right to within a slot of its ring.
 
     Args:

@@ -163,3 +163,16 @@ def test_a_record_cannot_be_written_into_a_folder_that_cannot_hold_it(folder, re
     assert before == (folder / "manifest.json").read_bytes()
     assert verify(folder).passed
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("check_quality", [True, False])
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
+def test_a_backend_refuses_a_file_that_is_not_the_one_that_was_sealed(folder, damage, check_quality):
+    weights = max((path for path in folder.iterdir() if path.suffix != ".json"), key=lambda path: path.stat().st_size)
+    content = weights.read_bytes()
+    weights.unlink()
+    if damage != "gone":
+        end = bytes([content[-1] ^ 1]) if damage == "changed" else b""
+        weights.write_bytes(content[:-1] + end)
+    with pytest.raises(CorruptModelError, match=f"{weights.name} is"):
+        Backend.load(folder / "model.onnx", threads=1, check_quality=check_quality)

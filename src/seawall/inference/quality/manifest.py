@@ -49,11 +49,11 @@ def check(facts: dict[str, Any], name: str) -> None:
         gate.check_scores(name, scores, _CURE)
 
 
-def check_folder(folder: str | os.PathLike[str]) -> None:
-    """`check` for a folder that is loaded as a plain ONNX model; its other files are not verified here.
+def check_folder(folder: str | os.PathLike[str], *, quality: bool = True) -> None:
+    """`check` for a folder that is loaded as a plain ONNX model, with its seal and the digests of its files.
 
-    A folder without a manifest passes. The seal is verified: scores that were edited by hand, or taken out, are a
-    CorruptModelError.
+    A folder without a manifest passes. A file that is not the one that was sealed, and scores that were edited by hand
+    or taken out, are a CorruptModelError. Takes about 0.1 s for 180 MB. `quality` False leaves the gate out.
     """
     path = Path(folder)
     try:
@@ -64,7 +64,10 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
         return  # none, or somebody else's
     if not isinstance(facts, dict) or sealed != seal({"facts": facts, "files": files}):
         raise CorruptModelError(path, f"its {MANIFEST} was changed after it was sealed: measure the model again")
-    check(facts, str(path))
+    if read_verified(path) is None:
+        raise CorruptModelError(path, f"{'; '.join(_damage(path))}: make it again")
+    if quality:
+        check(facts, str(path))
 
 
 def recorded_in(facts: dict[str, Any], name: str) -> tuple[Gate, dict[str, float]] | None:

@@ -131,7 +131,7 @@ class Backend(Closing):
         Args:
             model: path of an .onnx file, its external data beside it, or of a folder that holds model.onnx, or the
                 bytes of a model. Where the folder's manifest says that weights are stored as 8-bit floats, they are
-                expanded once, for the CPU; see `quantize.expand_fp8`.
+                expanded once, for the CPU; see `quantize.expand_fp8`. Files must be those that a manifest lists.
             providers: ONNX Runtime's execution providers in order of preference, each a name or (name, options).
             threads: threads of a run, the calling one included. None for as many as affinity and CPU quota allow.
             memory_limit: most bytes that the weights and all runs may hold at once on the CPU. A run that needs
@@ -147,8 +147,8 @@ class Backend(Closing):
             ModelError: CorruptModelError, ProviderError, InvalidSettingError, or RuntimeFailure.
         """
         source, name = loading.source_of(model)
-        if check_quality and not isinstance(source, bytes):
-            manifest.check_folder(Path(source).parent)
+        if not isinstance(source, bytes):
+            manifest.check_folder(Path(source).parent, quality=check_quality)
         asked = loading.checked_settings(providers, threads, memory_limit, workers)
         size = ort.shared_threads() or (available_threads() if threads is None else threads)
         ready = loading.readied(source, asked)
