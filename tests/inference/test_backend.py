@@ -8,10 +8,12 @@ from datetime import timedelta
 
 import anyio
 import anyio.lowlevel
+import ml_dtypes
 import numpy as np
 import onnx
 import psutil
 import pytest
+from onnx.parser import parse_model
 
 from seawall.inference import Backend
 from seawall.inference.errors import (
@@ -353,3 +355,12 @@ def test_a_deadline_that_is_never_reached_costs_nothing_that_stays(backend):
     assert len(backend._watchdog._heap) <= 130
     with pytest.raises(RunDeadlineError):
         backend.run_sync(models.rows(1), deadline=0)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float8e4m3fn"])
+def test_an_input_of_a_type_that_numpy_has_not_is_refused_with_its_cure(kind):
+    text = f'<ir_version: 10, opset_import: ["" : 21]> cast ({kind}[n] x) => (float[n] y) {{ y = Cast<to = 1>(x) }}'
+    with Backend.load(parse_model(text).SerializeToString(), threads=1) as backend:
+        for value in (np.ones(2, getattr(ml_dtypes, kind.replace("8e", "8_e"))), np.ones(2, np.float32)):
+            with pytest.raises(InvalidInputError, match=f"tensor\\({kind}\\).*let the model cast from float"):
+                backend.run_sync({"x": value})

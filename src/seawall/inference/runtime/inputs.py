@@ -107,7 +107,13 @@ class InputRules:
     def _explain(self, port: Port, dtype: np.dtype[Any] | None, value: Any) -> None:
         """Raise for what is wrong with this value; or return, where only ONNX Runtime can tell."""
         if dtype is None and port.type != _STRINGS:
-            return  # sequences, maps, bfloat16, float8 ...
+            if port.type.startswith("tensor("):  # bfloat16, float8, int4; ml_dtypes' are refused
+                raise InvalidInputError(
+                    port.name,
+                    _described(value),
+                    f"it is a {port.type}, which no numpy array carries to ONNX Runtime; let the model cast from float",
+                )
+            return  # sequences, maps, optionals
         if not isinstance(value, np.ndarray):
             raise InvalidInputError(port.name, _described(value), "a numpy array")
         if dtype is None and not _are_strings(value):
