@@ -7,19 +7,18 @@ it busy for ever; its dequantisation, used here, only sees bytes that were check
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from seawall.inference.errors import CorruptModelError, MissingExtraError
 
 from .lossless import BLOCK, Blocks
+from .mapped_file import MappedFile
 
 try:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -99,7 +98,7 @@ class TensorInfo:
     size: int
 
 
-class GGUFFile:
+class GGUFFile(MappedFile):
     """A GGUF file (little endian, version 2 or 3), open for reading.
 
     Raises CorruptModelError for whatever does not add up, before any memory is spent on it.
@@ -110,32 +109,15 @@ class GGUFFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
-        with path.open("rb") as file:
-            try:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except ValueError as error:  # an empty file cannot be mapped
-                raise CorruptModelError(path, "it is empty") from error
         self._at = 0
         try:
             self._read_header()
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Unmap the file."""
-        self._map.close()
 
     def dequantized(self, name: str) -> Weights:
         """The tensor's values as float32, whatever it is stored as."""

@@ -9,16 +9,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from seawall.inference.errors import CorruptModelError
+
+from .mapped_file import MappedFile
 
 _TYPES = {
     "BOOL": np.dtype("?"), "U8": np.dtype("u1"), "I8": np.dtype("i1"), "I16": np.dtype("<i2"), "U16": np.dtype("<u2"),
@@ -43,7 +43,7 @@ class StoredTensor:
     size: int
 
 
-class SafetensorsFile:
+class SafetensorsFile(MappedFile):
     """A safetensors file, open for reading.
 
     Raises CorruptModelError for whatever does not add up, before any memory is spent on it.
@@ -53,29 +53,12 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        with path.open("rb") as file:
-            try:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except ValueError as error:  # an empty file cannot be mapped
-                raise CorruptModelError(path, "it is empty") from error
+        super().__init__(path)
         try:
             self.tensors = self._read_header()
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Unmap the file."""
-        self._map.close()
 
     def floats(self, name: str, shape: tuple[int, ...]) -> Weights:
         """A copy of the tensor as float32, once it is known to have this shape and finite values."""
