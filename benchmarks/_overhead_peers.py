@@ -5,7 +5,7 @@ rate that never limits, 2 seconds at most. Where seawall's stack has the SLO, a 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -23,8 +23,8 @@ import purgatory
 import resilix
 import stamina
 import tenacity
+from _assembly import FAILURES, Function, assembly
 
-Function = Callable[[], Awaitable[Any]]
 DISTRIBUTIONS = (
     "aiobreaker",
     "aiolimiter",
@@ -36,27 +36,6 @@ DISTRIBUTIONS = (
     "stamina",
     "tenacity",
 )
-FAILURES = 20
-
-
-def assembly(function: Function) -> Function:
-    """The usual assembly: tenacity > aiobreaker > aiolimiter > Semaphore > timeout."""
-    breaker = aiobreaker.CircuitBreaker(fail_max=FAILURES, timeout_duration=timedelta(seconds=30))
-    limiter = aiolimiter.AsyncLimiter(1e6, 1)
-    semaphore = asyncio.Semaphore(8)
-    retry = tenacity.retry(
-        stop=tenacity.stop_after_attempt(3),
-        wait=tenacity.wait_exponential_jitter(0.1),
-        retry=tenacity.retry_if_exception_type(ConnectionError),
-        reraise=True,
-    )
-
-    async def bounded() -> Any:
-        async with limiter, semaphore, asyncio.timeout(2.0):
-            return await function()
-
-    guarded: Function = retry(breaker(bounded))
-    return guarded
 
 
 def nopanic_stack(function: Function) -> Function:

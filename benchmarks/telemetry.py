@@ -149,7 +149,7 @@ def with_opentelemetry(function: Call) -> Call:
 
 
 def peer_cases() -> dict[str, Call]:
-    from _telemetry_peers import assembly
+    from _assembly import assembly
 
     return {
         "assembly": with_opentelemetry(assembly(bare)),

@@ -1,4 +1,4 @@
-"""The usual assembly, as in the overhead benchmark, without the other peers that are measured there."""
+"""The usual assembly of peers, which several benchmarks measure."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,11 +10,12 @@ import aiolimiter
 import tenacity
 
 Function = Callable[[], Awaitable[Any]]
+FAILURES = 20  # that open a breaker
 
 
 def assembly(function: Function) -> Function:
     """The usual assembly: tenacity > aiobreaker > aiolimiter > Semaphore > timeout."""
-    breaker = aiobreaker.CircuitBreaker(fail_max=20, timeout_duration=timedelta(seconds=30))
+    breaker = aiobreaker.CircuitBreaker(fail_max=FAILURES, timeout_duration=timedelta(seconds=30))
     limiter = aiolimiter.AsyncLimiter(1e6, 1)
     semaphore = asyncio.Semaphore(8)
     retry = tenacity.retry(
