@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from seawall import Deadline
+from seawall.core.gate import use_clock
 from seawall.core.timers import running_timers
 from seawall.testing import run
 
@@ -68,3 +70,33 @@ def test_a_delay_that_no_call_has_any_longer_leaves_no_queue_behind():
         assert sum(map(len, timers._queues().values())) == 100
 
     run(main())
+
+
+def test_calls_under_one_deadline_share_a_queue_though_sums_of_floats_round():
+    clock = Scripted([1.2**number for number in range(50)])  # from 1 s to 2 h
+    assert len({(now + 0.1) - now for now in clock.moments}) > 1
+    page = Deadline("page", 0.1)
+    delays = set()
+
+    @page
+    async def look():
+        delays.update(running_timers()._queues())
+
+    async def main():
+        for _ in range(50):
+            await look()
+
+    with use_clock(clock):
+        asyncio.run(main())
+    assert delays == {0.1}
+
+
+class Scripted:
+    """Tells each moment twice: as a call begins, and as it ends."""
+
+    def __init__(self, moments):
+        self.moments = moments
+        self._told = iter([moment for moment in moments for _ in range(2)])
+
+    def __call__(self):
+        return next(self._told)

@@ -152,7 +152,9 @@ def arm(expiry: Expiry, now: float, clock: Callable[[], float]) -> bool:
         raise RuntimeError("a timeout needs a task to cancel: run the call inside a task, not a loop callback")
     after = expiry.after
     if expiry.until is not None:
-        after = expiry.left(now)
+        left = expiry.left(now)
+        if not -_EARLY < left - after < _EARLY:  # (now + after) - now is rarely `after`, and each delay has a queue
+            after = left
         show(expiry)
     expiry.task = task
     expiry.cancelling = task.cancelling()
