@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import aiobreaker
 
@@ -71,8 +70,11 @@ class AiobreakerPolicy(AroundPolicy):
                 raise
 
         try:
-            with self._refusing(failure):
+            try:
                 return await self.breaker.call_async(watched)  # type: ignore[no-any-return]
+            except aiobreaker.CircuitBreakerError:
+                if not failure:
+                    self._refuse()
             raise failure.pop()
         finally:
             failure.clear()  # or the exception, its traceback and this frame would be a cycle
@@ -90,8 +92,11 @@ class AiobreakerPolicy(AroundPolicy):
                 raise
 
         try:
-            with self._refusing(failure):
+            try:
                 return self.breaker.call(watched)  # type: ignore[no-any-return]
+            except aiobreaker.CircuitBreakerError:
+                if not failure:
+                    self._refuse()
             raise failure.pop()
         finally:
             failure.clear()
@@ -100,22 +105,16 @@ class AiobreakerPolicy(AroundPolicy):
         with self._lock:
             self._admitted += 1
 
-    @contextmanager
-    def _refusing(self, failure: list[Exception]) -> Iterator[None]:
-        """Turn their error into ours. Ends quietly where it hides the failure of a call, which is to be raised."""
+    def _refuse(self) -> NoReturn:
+        """Raise our error in place of theirs."""
+        refusal = CircuitBreakerError(self.name, _seconds_left(self.breaker))
+        with self._lock:
+            self._rejections += 1
+        self._tell(CallRejected, refusal)
         try:
-            yield
-        except aiobreaker.CircuitBreakerError:
-            if failure:
-                return
-            refusal = CircuitBreakerError(self.name, _seconds_left(self.breaker))
-            with self._lock:
-                self._rejections += 1
-            self._tell(CallRejected, refusal)
-            try:
-                raise refusal from None
-            finally:
-                del refusal  # or this frame, the traceback and the error would be a cycle
+            raise refusal from None
+        finally:
+            del refusal  # or this frame, the traceback and the error would be a cycle
 
     def snapshot(self) -> AiobreakerSnapshot:
         """State and counters at one moment. Reads the breaker's storage."""
