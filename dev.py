@@ -30,9 +30,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent
 MODEL = "smollm2-135m"
 TEST_MODELS = ("all-minilm-l6-v2", "magika")
-BENCHES_WITHOUT_MODEL = frozenset(
-    {"adaptive", "backend", "overhead", "quantize_arrays", "soak_permits", "telemetry", "web"}
-)
+SHARED_PEERS = {"speculation": "decode"}  # they are the same, and compile for minutes
+BENCHES_WITHOUT_MODEL = frozenset({"adaptive", "backend", "overhead", "quantize_arrays", "soak_permits", "telemetry"})
 
 
 class Needs(NamedTuple):
@@ -47,7 +46,7 @@ NEEDS: Mapping[str, Needs] = {
     "demo": Needs(extras=("cli", "cpu", "otel", "prometheus")),
     "test": Needs(extras=("all",), groups=("test",)),
     "check": Needs(extras=("all",), groups=("check",)),
-    "bench": Needs(extras=("cli", "cpu", "otel", "prometheus"), groups=("bench",)),
+    "bench": Needs(extras=("cli", "cpu", "otel", "prometheus", "structured", "web"), groups=("bench",)),
     "docs": Needs(groups=("docs",)),
     "gpu-check": Needs(extras=("cli", "gpu"), files=("benchmarks/peers-requirements/gpu.txt",)),
 }
@@ -259,9 +258,10 @@ def bench(arguments: Sequence[str]) -> int:
 
 def bench_one(name: str, json: str | None, *, peers: bool) -> int:
     """Run one benchmark, with its peers in an environment of its own beside the product."""
-    requirements = f"benchmarks/peers-requirements/{name}.txt"
+    group = SHARED_PEERS.get(name, name)
+    requirements = f"benchmarks/peers-requirements/{group}.txt"
     if peers and (ROOT / requirements).exists():
-        environment = Environment(ROOT / "benchmarks" / ".peers" / name)
+        environment = Environment(ROOT / "benchmarks" / ".peers" / group)
         environment.ensure(NEEDS["bench"]._replace(files=(requirements,)))
     else:
         environment = ready("bench")

@@ -139,23 +139,55 @@ class Checks:
 
     def failover_to_cpu(self) -> str:
         """By a policy, to a session that is warm already; ONNX Runtime's own fallback stays off."""
-        from seawall import Fallback
+        from seawall.engine import Failover
         from seawall.inference import Backend
-        from seawall.inference.errors import ModelError
 
-        gpu, cpu = self.on_gpu(), Backend.load(self.folder)
-        with cpu:
-            cpu.warm_up(self.feed)
-
-            async def on_cpu(error: object) -> Any:
-                return await cpu.run(self.feed)
-
-            answer = Fallback("gpu", on_cpu, on=ModelError)(gpu.run)
-            with gpu:
-                first = asyncio.run(answer(self.feed))["sentence_embedding"]
-            second = asyncio.run(answer(self.feed))["sentence_embedding"]  # the GPU's backend is closed now
+        said: list[object] = []
+        gpu = self.on_gpu()
+        with Failover("encoder", gpu, Backend.load(self.folder), spare_name="cpu", listeners=[said.append]) as encoder:
+            asyncio.run(encoder.warm_up())
+            first = asyncio.run(encoder.run(self.feed))["sentence_embedding"]
+            gpu.close()
+            second = asyncio.run(encoder.run(self.feed))["sentence_embedding"]
         assert self.np.abs(first - second).max() < NUMERICS
-        return "a closed GPU backend is answered by the CPU"
+        assert [getattr(event, "step", None) for event in said] == ["encoder.cpu"]
+        return "a closed GPU backend is answered by the CPU, and an event says so"
+
+    def lost_and_rebuilt(self) -> str:
+        """What a device reset would leave: a session that answers nobody."""
+        from seawall import CircuitOpenError
+        from seawall.engine import Supervised
+        from seawall.inference.errors import BackendClosedError
+
+        with Supervised("encoder", self.on_gpu) as encoder:
+            encoder.model.close()
+            start = time.perf_counter()
+            while encoder.counters()["rebuilt"] < 1:
+                try:
+                    encoder.run_sync(self.feed)
+                except CircuitOpenError as refusal:
+                    time.sleep(min(0.05, refusal.retry_after or 0.05))
+                except BackendClosedError:
+                    continue
+            seconds = time.perf_counter() - start
+            encoder.run_sync(self.feed)
+        return f"serves again after {seconds:.1f} s"
+
+    def swapped_under_load(self) -> str:
+        """Both models share the device for a while."""
+        from seawall.engine import Deployment, Probation
+
+        async def main() -> int:
+            answered = 0
+            async with Deployment("encoder", self.on_gpu()) as encoder:
+                swap = asyncio.ensure_future(encoder.swap(self.on_gpu, probation=Probation(seconds=0.5)))
+                while not swap.done():
+                    await encoder.run(self.feed)
+                    answered += 1
+                assert await swap == 2
+            return answered
+
+        return f"{asyncio.run(main())} calls were answered meanwhile, none failed"
 
     def deadline_and_next(self) -> str:
         from seawall.inference import Backend

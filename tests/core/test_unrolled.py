@@ -13,8 +13,9 @@ import pytest
 
 from seawall import Bulkhead, CallTimeoutError, CircuitBreaker, Pipeline, Rejected, State, Timeout, use_clock
 from seawall.core import gate
+from seawall.core.protocol import returns_now
 from seawall.core.unrolled import Shape, source
-from seawall.testing import run
+from seawall.testing import VirtualClock, run
 
 
 class Noted:
@@ -65,6 +66,44 @@ def test_the_source_of_a_row_is_plain_python_without_a_loop():
     assert "for " not in text.replace("before", "")
     assert text.count("_enter1(_now)") == 1
     assert "_arm(_t2, _now, _clock)" in text
+
+
+class Timed:
+    """A guard that only wants to know when the call began, and how it ended."""
+
+    def __init__(self):
+        self.entered, self.heard = 0, []
+
+    @returns_now
+    def enter(self, now):
+        self.entered += 1
+        return now
+
+    def exit(self, token, now, exc):
+        self.heard.append((token, now, exc))
+
+
+class Counting(Timed):
+    def enter(self, now):
+        self.entered += 1
+        return now
+
+
+def test_a_guard_that_only_wants_the_time_is_told_it_without_being_asked():
+    clock, plain, counting, log = VirtualClock(), Timed(), Counting(), []
+    clock.advance(7.0)
+    with use_clock(clock):
+        asyncio.run(Pipeline(plain, Noted("a", log), counting)(give)(1))
+    assert plain.heard == counting.heard == [(7.0, 7.0, None)]
+    assert (plain.entered, counting.entered) == (0, 1)  # a subclass that says more is asked
+
+
+def test_one_that_only_wants_the_time_hears_of_a_refusal_further_in():
+    plain, places = Timed(), Bulkhead("k", max_concurrent=1)
+    with places.scope(), pytest.raises(Rejected) as caught:
+        asyncio.run(Pipeline(plain, places)(give)(1))
+    ((_, _, heard),) = plain.heard
+    assert heard is caught.value
 
 
 def test_a_traceback_through_the_frame_shows_its_source():

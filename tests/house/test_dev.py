@@ -183,6 +183,17 @@ def test_bench_alone_runs_every_benchmark(monkeypatch):
     assert not [name for name in ran if name.startswith("_")]
 
 
+def test_benchmarks_with_the_same_peers_share_an_environment(monkeypatch):
+    made = []
+    monkeypatch.setattr(dev.Environment, "ensure", lambda self, needs: made.append((self.folder.name, needs.files)))
+    monkeypatch.setattr(dev.Environment, "run", lambda self, *arguments: 0)
+
+    for name in ("decode", "speculation"):
+        assert 0 == dev.bench_one(name, None, peers=True)
+
+    assert 2 * [("decode", ("benchmarks/peers-requirements/decode.txt",))] == made
+
+
 def test_the_bootstrap_needs_the_standard_library_only():
     tree = ast.parse(Path(dev.__file__).read_text())
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}

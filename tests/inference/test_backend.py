@@ -21,6 +21,7 @@ from seawall.inference.errors import (
     InvalidInputError,
     InvalidSettingError,
     ModelError,
+    NotFiniteOutputError,
     RunDeadlineError,
 )
 from seawall.testing import no_leaks
@@ -364,3 +365,112 @@ def test_an_input_of_a_type_that_numpy_has_not_is_refused_with_its_cure(kind):
         for value in (np.ones(2, getattr(ml_dtypes, kind.replace("8e", "8_e"))), np.ones(2, np.float32)):
             with pytest.raises(InvalidInputError, match=f"tensor\\({kind}\\).*let the model cast from float"):
                 backend.run_sync({"x": value})
+
+
+NARROW = {
+    onnx.TensorProto.BFLOAT16: ml_dtypes.bfloat16,
+    onnx.TensorProto.FLOAT8E4M3FN: ml_dtypes.float8_e4m3fn,
+    onnx.TensorProto.FLOAT8E4M3FNUZ: ml_dtypes.float8_e4m3fnuz,
+    onnx.TensorProto.FLOAT8E5M2: ml_dtypes.float8_e5m2,
+    onnx.TensorProto.FLOAT8E5M2FNUZ: ml_dtypes.float8_e5m2fnuz,
+}
+
+
+@pytest.mark.parametrize(("kind", "dtype"), NARROW.items())
+def test_outputs_of_types_that_numpy_has_not_are_those_of_ml_dtypes(kind, dtype):
+    cast = models.make.make_node("Cast", ["x"], ["y"], to=kind)
+    other = models.make.make_node("Add", ["x", "x"], ["z"])
+    ports = [models.tensor("x", ["n"])], [models.tensor("y", ["n"], kind), models.tensor("z", ["n"])]
+    with Backend.load(models.model([cast, other], *ports).SerializeToString(), threads=1, finite=True) as backend:
+        given = np.array([1, -2.5, 0, 13], np.float32)
+        found = backend.run_sync({"x": given})
+        assert (dtype, given.astype(dtype).tolist()) == (found["y"].dtype, found["y"].tolist())
+        assert (2 * given).tolist() == found["z"].tolist()
+        assert (0,) == backend.run_sync({"x": given[:0]})["y"].shape
+        with pytest.raises(NotFiniteOutputError, match="1 NaN"):
+            backend.run_sync({"x": np.array([1, np.nan], np.float32)})
+
+
+def sequence():
+    """How long a sequence of float tensors is."""
+    kind = models.make.make_sequence_type_proto(models.make.make_tensor_type_proto(models.FLOAT, None))
+    nodes = [models.make.make_node("SequenceLength", ["s"], ["n"])]
+    return models.model(nodes, [models.make.make_value_info("s", kind)], [models.tensor("n", [], models.INT64)])
+
+
+def optional():
+    """Whether an optional float tensor is there."""
+    kind = models.make.make_optional_type_proto(models.make.make_tensor_type_proto(models.FLOAT, None))
+    nodes = [models.make.make_node("OptionalHasElement", ["o"], ["n"])]
+    return models.model(nodes, [models.make.make_value_info("o", kind)],
+                        [models.tensor("n", [], onnx.TensorProto.BOOL)])  # fmt: skip
+
+
+def dictionary():
+    """The values under "a" and "b"."""
+    kind = models.make.make_map_type_proto(
+        onnx.TensorProto.STRING, models.make.make_tensor_type_proto(models.FLOAT, [])
+    )
+    node = models.make.make_node("DictVectorizer", ["m"], ["n"], domain="ai.onnx.ml", string_vocabulary=["a", "b"])
+    made = models.model([node], [models.make.make_value_info("m", kind)], [models.tensor("n", [None, None])])
+    made.opset_import.append(models.make.make_opsetid("ai.onnx.ml", 3))
+    return made
+
+
+ONE = np.ones(2, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "value", "answer"),
+    [
+        (sequence(), "s", [ONE, ONE], 2),
+        (sequence(), "s", [], 0),
+        (optional(), "o", ONE, True),
+        (optional(), "o", None, False),
+        (dictionary(), "m", {"b": 2.0}, [[0.0, 2.0]]),
+        (dictionary(), "m", {"a": np.float32(1)}, [[1.0, 0.0]]),
+    ],
+)
+def test_sequences_optionals_and_maps_are_served(model, name, value, answer):
+    with Backend.load(model.SerializeToString(), threads=1) as backend:
+        assert answer == backend.run_sync({name: value})["n"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "value", "rule"),
+    [
+        (sequence(), "s", (ONE,), "a list, for a seq"),
+        (sequence(), "s", ONE, "a list, for a seq"),
+        (sequence(), "s", [ONE, ONE.astype(np.float64)], "an array of float32, got an array of float64"),
+        (sequence(), "s", [1.0], "an array of float32, got float"),
+        (sequence(), "s", [np.ones((2, 4), np.float32)[:, ::2]], "C-contiguous"),
+        (optional(), "o", ONE.astype(np.float64), "an array of float32"),
+        (optional(), "o", 5, "an array of float32"),
+        (dictionary(), "m", [("a", 1.0)], "a dict, for a map"),
+        (dictionary(), "m", {1: 1.0}, "float under int"),
+        (dictionary(), "m", {"a": "x"}, "str under str"),
+        (dictionary(), "m", {"a": True}, "bool under str"),
+    ],
+)
+def test_a_wrong_sequence_optional_or_map_is_refused_before_the_runtime_sees_it(model, name, value, rule, monkeypatch):
+    with Backend.load(model.SerializeToString(), threads=1) as backend:
+        monkeypatch.setattr(backend, "_session", None)
+        with pytest.raises(InvalidInputError, match=rule) as caught:
+            backend.run_sync({name: value})
+        assert name == caught.value.input
+
+
+def test_only_the_outputs_that_are_wanted_are_given_and_in_their_order():
+    nodes = [models.make.make_node("Add", ["x", "x"], ["twice"]), models.make.make_node("Neg", ["x"], ["less"])]
+    ports = [models.tensor("x", ["n"])], [models.tensor("twice", ["n"]), models.tensor("less", ["n"])]
+    made = models.model(nodes, *ports).SerializeToString()
+    for names in (None, ["less"], ("less", "twice"), ["twice", "twice"]):
+        with Backend.load(made, threads=1, outputs=names) as backend:
+            expected = ["twice", "less"] if names is None else list(dict.fromkeys(names))
+            assert expected == list(backend.run_sync({"x": ONE})) == [port.name for port in backend.outputs]
+
+
+@pytest.mark.parametrize("names", ["less", [], ["none"], [3]])
+def test_outputs_that_there_are_not_are_refused(names):
+    with pytest.raises(InvalidSettingError, match="outputs must be some of 'y'"):
+        Backend.load(models.linear().SerializeToString(), threads=1, outputs=names)

@@ -425,6 +425,34 @@ def test_a_backend_in_a_forked_child_is_refused_at_once_and_one_loaded_there_ser
     assert "" == done.stderr
 
 
+SPAWN = """
+import multiprocessing
+from tests.inference import onnx_models as models
+from seawall.inference import Backend
+
+def served(model):
+    with Backend.load(model, threads=1) as backend:
+        return backend.run_sync(models.counting(4))["y"].tolist()
+
+if __name__ == "__main__":
+    model = models.endless().SerializeToString()
+    with Backend.load(model, threads=1) as backend, multiprocessing.get_context("spawn").Pool(1) as pool:
+        print(pool.apply(served, [model]))
+        try:
+            pool.apply(served, [backend])
+        except TypeError as error:
+            print(error)
+"""
+
+
+def test_a_spawned_process_loads_its_own_and_nobody_sends_it_one(tmp_path):
+    script = tmp_path / "spawns.py"
+    script.write_text(SPAWN, encoding="utf-8")
+    done = python(f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')")
+    sent = "backend 'model' belongs to this process: load it in each worker, instead of sending it"
+    assert ["[4.0]", sent] == done.stdout.splitlines(), done.stderr
+
+
 EXIT = """
 import asyncio, threading
 from tests.inference import onnx_models as models
@@ -573,3 +601,14 @@ def test_many_threads_load_with_limits_of_their_own_at_once():
     for thread in threads:
         thread.join()
     assert [] == wrong
+
+
+def test_a_wall_clock_that_jumps_moves_no_deadline(endless, monkeypatch):
+    for jump in (0.0, 1e12):
+        monkeypatch.setattr(time, "time", lambda jump=jump: jump)
+        monkeypatch.setattr(time, "time_ns", lambda jump=jump: int(jump * 1e9))
+        with pytest.raises(errors.RunDeadlineError):
+            endless.run_sync(models.FOREVER, deadline=0.01)
+        with pytest.raises(errors.RunDeadlineError):
+            asyncio.run(endless.run(models.FOREVER, deadline=0.01))
+        assert [3] == endless.run_sync(models.counting(3), deadline=3600)["y"].tolist()

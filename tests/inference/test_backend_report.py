@@ -1,8 +1,10 @@
 """The report says what really runs: it is checked against ONNX Runtime's own profiler."""
 
+import dataclasses
 import hashlib
 import json
 import re
+import time
 from pathlib import Path
 
 import onnxruntime
@@ -36,10 +38,12 @@ def test_the_nodes_are_those_that_the_profiler_sees_run(tmp_path, kind):
 
 
 def test_settings_ports_and_digest_are_told(tmp_path):
-    path, _ = models.with_external_data(tmp_path)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(models.linear().SerializeToString())
     with Backend.load(path, threads=1, memory_limit=64 << 20, workers=2) as backend:
         found = backend.report()
     assert hashlib.sha256(path.read_bytes()).hexdigest() == found.digest
+    assert (("model.onnx", found.digest),) == found.files
     assert (1, 2, 64 << 20, False, False) == (
         found.threads, found.workers, found.memory_limit, found.shared_pool, found.telemetry)  # fmt: skip
     assert onnxruntime.__version__ == found.onnxruntime
@@ -48,6 +52,47 @@ def test_settings_ports_and_digest_are_told(tmp_path):
     assert "tensor(float) [batch, 64]" == table["input x"].strip()
     assert "64 MiB, of which 64 MiB for runs" == table["memory limit"].strip()
     assert f"{onnxruntime.__version__}, telemetry off" == table["onnxruntime"].strip()
+
+
+def test_the_digest_is_that_of_the_external_data_as_well(tmp_path):
+    path, weights = models.with_external_data(tmp_path)
+
+    def reported():
+        with Backend.load(path, threads=1) as backend:
+            return backend.report()
+
+    before = reported()
+    assert [path.name, weights.name] == [name for name, _ in before.files]
+    assert [hashlib.sha256(file.read_bytes()).hexdigest() for file in (path, weights)] == [
+        sum_ for _, sum_ in before.files
+    ]
+    weights.write_bytes(weights.read_bytes()[::-1])
+    after = reported()
+    assert before.files[0] == after.files[0]
+    assert before.digest != after.digest
+    assert before.digest == dataclasses.replace(before, threads=7).digest
+    assert f"file {weights.name}  " in str(after)
+
+
+def test_weights_that_are_not_those_that_were_loaded_are_told(tmp_path):
+    path, weights = models.with_external_data(tmp_path)
+    with Backend.load(path, threads=1) as backend, Backend.load(path, threads=1) as other:
+        while time.time_ns() <= other._loaded_at + 20_000_000:  # a file system's clock ticks every 4 to 10 ms
+            pass
+        weights.write_bytes(weights.read_bytes())
+        assert (weights.name, "changed since it was loaded") == backend.report().files[1]
+        weights.unlink()
+        with pytest.raises(errors.RuntimeFailure, match="for a report"):
+            other.report()
+        assert 1 == len(other.run_sync(models.rows(1)))
+
+
+def test_a_second_report_builds_nothing(monkeypatch):
+    with Backend.load(models.linear().SerializeToString(), threads=1) as backend:
+        first = backend.report()
+        monkeypatch.setattr(ort, "open_session", None)
+        assert first == backend.report()
+        assert first is not backend.report()  # what a batcher finds out later is told too
 
 
 def test_nodes_in_subgraphs_are_told_as_well():

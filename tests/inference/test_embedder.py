@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seawall.inference import Decoder, Embedder, models
-from seawall.inference.embed.planning import batches
+from seawall.inference.embed.planning import batches, bucket, buckets
 from seawall.inference.errors import (
     BackendClosedError,
     CorruptModelError,
@@ -131,6 +131,21 @@ def test_a_limit_the_model_has_no_positions_for_is_refused(folder, tmp_path, lim
         Embedder.load(folder, cache_dir=tmp_path / "cache", max_tokens=limit)
 
 
+def test_tokens_may_be_given_instead_of_a_text_with_its_marks_or_without(tiny):
+    tokens = tiny.encode("sea salt")
+    assert [2, 4, 5, 3] == tokens == tiny.encode(tokens) == tiny.encode(tokens[1:-1]) == tiny.encode(tuple(tokens[1:]))
+    assert [2, 3] == tiny.encode("") == tiny.encode([])
+    assert np.array_equal(tiny.embed_sync(["sea salt"]), tiny.embed_sync([[4, 5]]))
+    with pytest.raises(TextTooLongError, match="14 tokens"):
+        tiny.encode([4] * 12)
+
+
+@pytest.mark.parametrize("tokens", [[10], [-1], [True], [4.0], ["sea"], {4}])
+def test_tokens_that_the_model_has_not_are_refused(tiny, tokens):
+    with pytest.raises(InvalidPromptError, match="token"):
+        tiny.embed_sync([tokens])
+
+
 @pytest.mark.parametrize("texts", ["a single text", [b"bytes"], [None], ["fine", 3], ["half \ud800 a pair"]])
 def test_what_is_no_list_of_texts_is_a_typed_error(tiny, texts):
     with pytest.raises(InvalidPromptError):
@@ -163,15 +178,53 @@ def test_the_deadline_is_that_of_all_runs_together(tiny):
 def test_a_cancelled_caller_leaves_nothing_running(tiny):
     async def scene():
         task = asyncio.ensure_future(tiny.embed(["sea"] * 1000))
-        while not tiny.backend.calls:  # noqa: ASYNC110 - the backend has no event to wait for
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the first of its sixteen runs is asked for
+        assert not task.done()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
     asyncio.run(scene())
-    assert tiny.backend.calls == 0
+    while tiny.backend.calls:  # a run that nobody shares ends within one node
+        pass
+    assert tiny.batcher.calls == 0
     assert tiny.embed_sync(["sea"]).shape == (1, 32)
+
+
+def test_texts_of_several_callers_share_runs_and_each_gets_the_vectors_that_its_texts_have_alone(
+    tiny, folder, tmp_path
+):
+    texts = [["sea", "salt"], ["why sea salty? rock"], ["rock"], ["sea salt " * 4, "?"]]
+    with Embedder.load(folder, cache_dir=tmp_path / "cache", threads=1, share=False) as alone:
+        assert alone.batcher is None
+        expected = [alone.embed_sync(one) for one in texts]
+
+    async def scene():
+        return await asyncio.gather(*(tiny.embed(one) for one in texts), *(tiny.embed(one) for one in texts))
+
+    before = tiny.batcher.counts()
+    found = asyncio.run(scene())
+    after = tiny.batcher.counts()
+    for vectors, wanted in zip(found, [*expected, *expected], strict=True):
+        assert np.abs(vectors - wanted).max() < ROUNDING
+    assert after.batches - before.batches < after.requests - before.requests
+
+
+def test_every_text_has_a_bucket_that_it_fits_in_and_that_wastes_little():
+    for longest in (3, 8, 12, 128, 512, 700):
+        for length in range(1, longest + 1):
+            padded = bucket(length, longest)
+            assert length <= padded <= longest
+            assert padded in buckets(longest)
+            assert length < 16 or padded <= 1.5 * length
+
+
+def test_it_is_warmed_up_and_drained(tiny):
+    assert tiny.warm_up() > 0
+    assert tiny.drain(10)
+    assert tiny.closed
+    with pytest.raises(BackendClosedError):
+        tiny.embed_sync(["sea"])
 
 
 def test_a_closed_one_says_so(folder, tmp_path):

@@ -212,7 +212,7 @@ def test_a_cache_folder_that_cannot_be_written_only_costs_time(tiny_path, tmp_pa
     assert not list(tmp_path.glob("files/cache-int8-*"))
 
 
-@pytest.mark.parametrize("kv", ["int2", "fp8-e4m3", "INT8", None, 8])
+@pytest.mark.parametrize("kv", ["int2", "fp8-e4m3", "INT8", "", 8])
 def test_an_unknown_cache_is_refused_with_those_that_are_known(tiny_path, tmp_path, kv):
     with pytest.raises(InvalidSettingError, match="kv must be one of fp32, int8, int4"):
         load(tiny_path, tmp_path, kv=kv)

@@ -144,6 +144,19 @@ def test_a_file_without_4_bit_blocks_is_told_what_to_do(tmp_path):
         models.prepare(path, precision="int4", cache_dir=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "usual"), [(KINDS.Q4_1, "int4"), (KINDS.Q8_0, "int8-block32"), (KINDS.F32, "int8-block32")]
+)
+def test_a_file_of_4_bit_blocks_is_taken_over_by_default_and_any_other_gets_careful_8_bits(tmp_path, kind, usual):
+    path = tiny.write(tmp_path / "tiny.gguf", kind=kind)
+    assert models.prepare(path, cache_dir=tmp_path).facts["precision"] == usual
+
+
+def test_the_catalogue_says_truly_which_models_are_stored_in_4_bits(gguf):
+    with GGUFFile(gguf) as stored:
+        assert models.CATALOGUE["smollm2-135m"].four_bits == stored.stores_four_bits
+
+
 def test_embedding_and_head_are_stored_once(tmp_path):
     tokens = [*tiny.TOKENS, *(f"word{number}" for number in range(100))]  # a table too large for the graph file
     path = tiny.write(tmp_path / "tiny.gguf", tokens=tokens, types=[*tiny.TYPES, *[1] * 100])

@@ -44,7 +44,7 @@ def test_importing_the_package_loads_no_optional_package(tmp_path):
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_a_session_leaves_no_file_and_no_thread_in_a_fresh_home(gguf, tmp_path):
+def test_a_session_leaves_no_file_no_thread_and_no_socket_in_a_fresh_home(gguf, tmp_path):
     from seawall.inference.models import cache_folder
 
     done = python(
@@ -52,14 +52,16 @@ def test_a_session_leaves_no_file_and_no_thread_in_a_fresh_home(gguf, tmp_path):
         "from seawall.inference import Decoder\n"
         "with Decoder.load('smollm2-135m', threads=1) as d, d.start([5, 6], max_tokens=2) as s:\n"
         "    list(s)\n"
-        "    print(len(os.listdir('/proc/self/task')))",
+        "    print(len(os.listdir('/proc/self/task')))\n"
+        "    links = [os.path.realpath(f'/proc/self/fd/{name}') for name in os.listdir('/proc/self/fd')]\n"
+        "    print([link for link in links if 'socket:' in link])",
         tmp_path,
         SEAWALL_CACHE=str(cache_folder()),
         OPENBLAS_NUM_THREADS="1",
         TOKENIZERS_PARALLELISM="false",
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == 1
+    assert ["1", "[]"] == done.stdout.splitlines()
     assert list(tmp_path.rglob("*")) == []
 
 
@@ -95,7 +97,7 @@ def test_a_runtime_that_was_imported_first_is_warned_about(tmp_path):
         ("gguf", "models.gguf_file", "gguf"),
         ("onnx", "models.graph", "onnx"),
         ("tokenizers", "models.tokenizer", "tokenizers"),
-        ("jinja2", "models.chat", "jinja2"),
+        ("jinja2", "models.template", "jinja2"),
     ],
 )
 def test_a_missing_package_says_which_extra_to_install(tmp_path, package, module, name):
@@ -183,3 +185,39 @@ def test_threads_are_cpus_bounded_by_the_quota_and_never_none():
     assert [thread_count(*case) for case in ((8, None), (8, 2.5), (2, 9.0), (4, 0.1))] == [8, 3, 2, 1]
     assert 1 <= available_threads() <= len(os.sched_getaffinity(0))
     assert threading.active_count() >= 1
+
+
+def test_the_runtimes_log_goes_to_logging_once_it_is_asked_for(tmp_path):
+    done = python(
+        "import logging, sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
+        "from tests.inference import onnx_models as models\n"
+        "from seawall.inference import Backend, log_runtime\n"
+        "records = []\n"
+        "class Keep(logging.Handler):\n"
+        "    def emit(self, record): records.append(record)\n"
+        "logging.getLogger('seawall.onnxruntime').addHandler(Keep())\n"
+        "logging.getLogger('seawall.onnxruntime').setLevel(logging.INFO)\n"
+        "def load():\n"
+        "    with Backend.load(models.linear().SerializeToString(), threads=1, memory_limit=1 << 24) as backend:\n"
+        "        backend.warm_up()\n"
+        "load(); print(len(records))\n"
+        "log_runtime(logging.INFO); load(); seen = len(records); print(seen > 5, {r.levelname for r in records})\n"
+        "print(any('Session successfully initialized' in r.getMessage() for r in records))\n"
+        "log_runtime(logging.CRITICAL); load(); print(len(records) - seen)\n",
+        tmp_path,
+    )
+    assert ["0", "True {'INFO'}", "True", "0"] == done.stdout.splitlines(), done.stderr
+    assert "" == done.stderr
+
+
+@pytest.mark.parametrize("level", ["INFO", -1, 20.0, None])
+def test_a_level_that_is_none_is_refused(level):
+    with pytest.raises(errors.InvalidSettingError, match="level"):
+        ort.log_runtime(level)
+
+
+def test_a_runtime_that_cannot_hand_its_log_over_says_so(monkeypatch):
+    monkeypatch.delattr(ort._ort, "set_default_logger_callback")
+    with pytest.raises(errors.RuntimeMisuseError, match=r"1\.32 has"):
+        ort.log_runtime()

@@ -109,7 +109,7 @@ def test_penalties_do_what_they_say_whether_tokens_are_decided_or_drafted(
         expected[token] -= presence * (token in answer) + frequency * answer.count(token)
     chooser = Chooser(Sampling(), Penalties(repetition=repetition, presence=presence, frequency=frequency), prompt)
     for token in answer[:cut]:
-        chooser.decide(token)
+        chooser.decide(token, logits)
     weights = np.exp(expected - expected.max())
     np.testing.assert_allclose(chooser.probabilities(logits, answer[cut:]), weights / weights.sum(), atol=1e-6)
 
@@ -121,7 +121,7 @@ def test_a_choice_depends_on_its_position_and_not_on_who_asks():
     alone = []
     for _ in range(30):
         alone.append(second.choose(logits))
-        second.decide(0)
+        second.decide(0, logits)
     assert drafted == alone
     assert len(set(alone)) > 5
 

@@ -81,7 +81,10 @@ try:
         {exits}
         if _watching.timing and _watch is None and _site is not None:
             _seconds = _now - _began
-            _site.counts[_bisect(_site.bounds, _seconds)] += 1
+            if _seconds <= _site.bounds[0]:  # a call that is slower does not feel a search
+                _site.counts[0] += 1
+            else:
+                _site.counts[_bisect(_site.bounds, _seconds)] += 1
             _site.total += _seconds
     except BaseException:
         _release_if_held()
@@ -197,6 +200,7 @@ class Shape(NamedTuple):
     timed: bool = False  # the last one issues deadlines
     per_call: bool = False  # they depend on the arguments
     judging: bool = False  # they look at the result
+    plain: tuple[int, ...] = ()  # those that only want to know when the call began, see `returns_now`
     signature: Signature = ANY
 
 
@@ -234,7 +238,11 @@ def source(shape: Shape) -> str:
         tokens=["".join(f"{name} = " for name in names)],
         tokens_from=["[" + ", ".join(names) + "]"],
         listed=listed,
-        enter=[line for n in numbers for line in (f"_t{n} = _enter{n}(_now)", f"_inside = {n + 1}")],
+        enter=[
+            line
+            for n in numbers
+            for line in (f"_t{n} = _now" if n in shape.plain else f"_t{n} = _enter{n}(_now)", f"_inside = {n + 1}")
+        ],
         call=armed if shape.timed else [plain],
         disarm=disarm,
         leave=leave.strip().splitlines(),
@@ -281,6 +289,7 @@ def _compiled(text: str, what: str) -> Callable[..., Callable[..., Any]]:
 @functools.lru_cache(maxsize=512)  # of shapes; frames in use keep theirs
 def _maker(shape: Shape) -> Callable[..., Callable[..., Any]]:
     flags = "".join(f", {flag}" for flag in ("timed", "per_call", "judging") if getattr(shape, flag))
+    flags += f", plain {' '.join(map(str, shape.plain))}" if shape.plain else ""
     return _compiled(source(shape), f"row of {shape.length}{flags}: {shape.signature.parameters}")
 
 
@@ -295,7 +304,9 @@ def make_frame(
 ) -> Callable[..., Any]:
     """`fn`, a coroutine function, behind `row`."""
     signature = ANY if row.per_call else signature_of(fn)
-    shape = Shape(len(row.members), row.timed, row.per_call, row.judging, signature)
+    enters = () if row.judging else row.enters
+    plain = tuple(n for n, enter in enumerate(enters) if getattr(enter, "returns_now", False))
+    shape = Shape(len(row.members), row.timed, row.per_call, row.judging, plain, signature)
     return _maker(shape)(fn, row, site, sleeper, expiring, _defaults_of(fn))
 
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from . import models
     from .embed.embedder import Embedder
     from .generate.batch import Batch, Part
-    from .generate.choosing import Penalties
+    from .generate.choosing import Logprobs, Penalties, TokenLogprob
+    from .generate.constraints import Choice, Constraint, Grammar, JsonSchema, Matcher, Regex, Vocabulary
     from .generate.decoder import Decoder
     from .generate.exactness import StepExactness
     from .generate.report import DecoderReport
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .runtime.batching.batcher import MicroBatcher
     from .runtime.batching.padding import Padding
     from .runtime.calls import Cancellation
+    from .runtime.ort import log_runtime
     from .runtime.pool import share_threads
     from .runtime.report import Report
 
@@ -41,21 +43,31 @@ __all__ = [
     "Backend",
     "Batch",
     "Cancellation",
+    "Choice",
+    "Constraint",
     "Decoder",
     "DecoderReport",
     "Embedder",
+    "Grammar",
     "Greedy",
+    "JsonSchema",
+    "Logprobs",
+    "Matcher",
     "MicroBatcher",
     "Padding",
     "Part",
     "Penalties",
+    "Regex",
     "Report",
     "Sampling",
     "Sequence",
     "Speculation",
     "Step",
     "StepExactness",
+    "TokenLogprob",
+    "Vocabulary",
     "errors",
+    "log_runtime",
     "models",
     "perplexity",
     "share_threads",
@@ -65,20 +77,30 @@ _HOMES = {
     "Backend": "runtime.backend",
     "Batch": "generate.batch",
     "Cancellation": "runtime.calls",
+    "Choice": "generate.constraints",
+    "Constraint": "generate.constraints",
     "Decoder": "generate.decoder",
     "DecoderReport": "generate.report",
     "Embedder": "embed.embedder",
+    "Grammar": "generate.constraints",
     "Greedy": "generate.sampling",
+    "JsonSchema": "generate.constraints",
+    "Logprobs": "generate.choosing",
+    "Matcher": "generate.constraints",
     "MicroBatcher": "runtime.batching.batcher",
     "Padding": "runtime.batching.padding",
     "Part": "generate.batch",
     "Penalties": "generate.choosing",
+    "Regex": "generate.constraints",
     "Report": "runtime.report",
     "Sampling": "generate.sampling",
     "Sequence": "generate.sequence",
     "Speculation": "generate.speculation.settings",
     "Step": "generate.sequence",
     "StepExactness": "generate.exactness",
+    "TokenLogprob": "generate.choosing",
+    "Vocabulary": "generate.constraints",
+    "log_runtime": "runtime.ort",
     "perplexity": "quality",
     "share_threads": "runtime.pool",
 }

@@ -13,6 +13,7 @@ ModelError
 |   +-- TextTooLongError                         more than an encoder takes
 |   +-- InvalidPromptError                       wrong type, unknown role, token out of range
 +-- InvalidSettingError          (ValueError)    a setting outside its range
+|   +-- ConstraintError                          a schema, regex or grammar that cannot be followed
 +-- InvalidArrayError            (ValueError)    an array of a type or shape that cannot be quantized or compared
 |   +-- NotFiniteError                           NaN or infinity among its values
 +-- QualityError                                 nothing can be said about how alike two models are
@@ -22,6 +23,7 @@ ModelError
 +-- QuantizationError            (ValueError)    a model that the recipe cannot be applied to
 +-- DecoderClosedError                           used after close()
 +-- SequenceBusyError                            two threads stepped one sequence at once
++-- NoRoomError                                  no free row, or too few bytes of cache, now; retryable
 +-- GenerationCancelledError                     cancel() was called; neither success nor failure
 +-- BackendClosedError                           used after close() or drain(), or closed meanwhile
 +-- RunDeadlineError             (TimeoutError)  the run's own deadline passed; retryable
@@ -156,6 +158,10 @@ class InvalidSettingError(ModelError, ValueError):
     """A setting is outside its range; the message holds the value and the range."""
 
 
+class ConstraintError(InvalidSettingError):
+    """A schema, regex, list of choices or grammar that is wrong, not supported, or too complex to follow."""
+
+
 class InvalidArrayError(ModelError, ValueError):
     """The array has a type or shape that cannot be quantized, packed or compared."""
 
@@ -221,6 +227,25 @@ class DecoderClosedError(ModelError):
 
 class SequenceBusyError(ModelError):
     """Two threads called `step` on one sequence at the same time; steps of a sequence are sequential."""
+
+
+class NoRoomError(ModelError):
+    """A batch has no free row, or not enough bytes of cache, for another request; there may be once a row has left.
+
+    Attributes:
+        needed: bytes that the request may come to need.
+        free: bytes that are left; None where it is a row that is missing.
+    """
+
+    retryable = True
+
+    def __init__(self, needed: int, free: int | None, rows: int) -> None:
+        self.needed = needed
+        self.free = free
+        what = f"all {rows} rows are in use"
+        if free is not None:
+            what = f"{needed:,} bytes of cache are needed, {free:,} are left"
+        super().__init__(f"there is no room for another request: {what}; join again once a row has left")
 
 
 class GenerationCancelledError(ModelError):

@@ -34,7 +34,10 @@ def backend():
 
 @pytest.fixture
 def endless():
-    with load(models.endless_rows()) as backend, MicroBatcher(backend, max_size=2, max_delay=NEVER) as batcher:
+    with (
+        load(models.endless_rows()) as backend,
+        MicroBatcher(backend, max_size=2, max_delay=NEVER, eager=False) as batcher,
+    ):
         yield batcher
 
 
@@ -72,7 +75,7 @@ def running(batcher):
 @LIBRARIES
 def test_requests_that_come_together_share_a_run_and_each_gets_its_own_rows(backend, library):
     async def main():
-        async with MicroBatcher(backend, max_size=10, max_delay=NEVER) as batcher:
+        async with MicroBatcher(backend, max_size=10, max_delay=NEVER, eager=False) as batcher:
             answers = await together(batcher, [row(n, rows=n) for n in (1, 2, 3, 4)])
             return answers, batcher.counts()
 
@@ -85,9 +88,30 @@ def test_requests_that_come_together_share_a_run_and_each_gets_its_own_rows(back
 
 
 def test_a_request_without_company_runs_once_its_delay_is_over(backend):
-    with MicroBatcher(backend, max_delay=0.001) as batcher:
+    with MicroBatcher(backend, max_delay=0.001, eager=False) as batcher:
         assert (1, 64) == batcher.run_sync(row(1))["y"].shape
         assert batcher.counts().waited >= 0.001
+
+
+@LIBRARIES
+def test_a_request_that_comes_to_an_idle_batcher_does_not_wait_and_one_that_comes_during_a_run_does(library):
+    async def main():
+        with load(models.endless_rows()) as backend:
+            async with MicroBatcher(backend, max_size=2, max_delay=NEVER) as batcher:
+                for number in range(3):
+                    assert [number] == (await batcher.run(turns(number)))["y"].tolist()
+                assert 3 == batcher.counts().batches
+                async with anyio.create_task_group() as group:
+                    group.start_soon(batcher.run, turns(FOREVER))
+                    await until(lambda: running(batcher))
+                    group.start_soon(batcher.run, turns(1))
+                    await until(lambda: batcher.counts().queued)
+                    assert (1, 1) == (batcher.counts().queued, batcher.counts().running)
+                    group.cancel_scope.cancel()
+                assert 0 == batcher.calls
+
+    with no_leaks():
+        anyio.run(main, backend=library)
 
 
 def test_several_loops_and_threads_share_a_batcher():
@@ -129,7 +153,7 @@ def test_several_loops_and_threads_share_a_batcher():
 
 def test_what_was_padded_is_counted():
     with load(models.encoder()) as backend, MicroBatcher(
-        backend, max_size=2, max_delay=NEVER, padding=Padding({"ids": 0}, buckets=(8,), mask="mask")
+        backend, max_size=2, max_delay=NEVER, eager=False, padding=Padding({"ids": 0}, buckets=(8,), mask="mask")
     ) as batcher:  # fmt: skip
         anyio.run(together, batcher, [{"ids": np.ones((1, 3), np.int64)}, {"ids": np.ones((1, 8), np.int64)}])
         counts = batcher.counts()
@@ -141,7 +165,7 @@ def test_what_was_padded_is_counted():
 
 def test_a_wrong_request_is_refused_alone_before_it_joins(backend):
     async def main():
-        with MicroBatcher(backend, max_size=2, max_delay=NEVER) as batcher:
+        with MicroBatcher(backend, max_size=2, max_delay=NEVER, eager=False) as batcher:
             wrong = {"x": np.zeros((1, 63), np.float32)}
             answers = await together(batcher, [row(1), wrong, row(2), row(0, rows=3)])
             assert [False, True, False, True] == [isinstance(a, errors.InvalidInputError) for a in answers]
@@ -153,7 +177,7 @@ def test_a_wrong_request_is_refused_alone_before_it_joins(backend):
 
 def test_a_request_that_makes_a_batch_fail_fails_alone_and_the_others_are_answered():
     with load(models.encoder(words=50)) as backend, MicroBatcher(
-        backend, max_size=8, max_delay=NEVER, padding=Padding({"ids": 0}, buckets=(8,), mask="mask")
+        backend, max_size=8, max_delay=NEVER, eager=False, padding=Padding({"ids": 0}, buckets=(8,), mask="mask")
     ) as batcher:  # fmt: skip
         requests = [{"ids": np.full((1, 4), 99 if number == 5 else number)} for number in range(8)]
         answers = anyio.run(together, batcher, requests)
@@ -169,7 +193,10 @@ def test_a_request_that_makes_a_batch_fail_fails_alone_and_the_others_are_answer
 
 
 def test_a_row_that_ends_in_nan_fails_alone_where_answers_must_be_finite():
-    with load(models.linear(), finite=True) as backend, MicroBatcher(backend, max_size=4, max_delay=NEVER) as batcher:
+    with (
+        load(models.linear(), finite=True) as backend,
+        MicroBatcher(backend, max_size=4, max_delay=NEVER, eager=False) as batcher,
+    ):
         answers = anyio.run(together, batcher, [row(1), row(np.nan), row(2), row(np.inf)])
     kinds = [type(answer).__name__ for answer in answers]
     assert ["dict", "NotFiniteOutputError", "dict", "NotFiniteOutputError"] == kinds
@@ -179,7 +206,7 @@ def test_a_row_that_ends_in_nan_fails_alone_where_answers_must_be_finite():
 def test_a_batch_that_is_too_much_for_the_memory_limit_runs_in_halves():
     rows = 4 << 12  # 4 MB
     with load(models.chain(4), memory_limit=24 << 20) as backend:
-        most = {"max_size": 4 * rows, "max_queued": 4 * rows, "max_delay": NEVER}
+        most = {"max_size": 4 * rows, "max_queued": 4 * rows, "max_delay": NEVER, "eager": False}
         with MicroBatcher(backend, **most, samples=[row(1)], tolerance=0.1) as batcher:
             answers = anyio.run(together, batcher, [row(n, rows=rows) for n in range(4)])
             assert batcher.counts().repeated
@@ -199,7 +226,7 @@ def test_a_lost_device_is_everybodys_error_and_is_not_tried_again(backend):
             Broken.runs += 1
             raise STATE.EPFail("the device is lost")
 
-    with MicroBatcher(backend, max_size=4, max_delay=NEVER) as batcher:
+    with MicroBatcher(backend, max_size=4, max_delay=NEVER, eager=False) as batcher:
         backend._session._sess, kept = Broken(), backend._session._sess
         answers = anyio.run(together, batcher, [row(n) for n in range(4)])
         backend._session._sess = kept
@@ -215,7 +242,7 @@ def test_a_lost_device_is_everybodys_error_and_is_not_tried_again(backend):
 @LIBRARIES
 def test_a_request_cancelled_while_it_waits_leaves_the_batch_at_once(backend, library):
     async def main():
-        async with MicroBatcher(backend, max_size=2, max_delay=NEVER) as batcher:
+        async with MicroBatcher(backend, max_size=2, max_delay=NEVER, eager=False) as batcher:
             async with anyio.create_task_group() as group:
                 group.start_soon(batcher.run, row(1))
                 await until(lambda: batcher.calls == 1)
@@ -386,7 +413,7 @@ def test_closing_ends_waiting_and_running_requests_within_one_node(endless):
 
 
 def test_draining_runs_what_waits_at_once_and_refuses_the_rest(backend):
-    with MicroBatcher(backend, max_size=100, max_delay=NEVER) as batcher:
+    with MicroBatcher(backend, max_size=100, max_delay=NEVER, eager=False) as batcher:
         answers = []
         threads = [threading.Thread(target=lambda n=n: answers.append(batcher.run_sync(row(n)))) for n in range(3)]
         for thread in threads:
@@ -424,7 +451,7 @@ def test_one_that_owns_its_backend_closes_it():
 
 
 def test_a_backend_that_is_closed_under_its_batcher_is_each_requests_error(backend):
-    with MicroBatcher(backend, max_size=2, max_delay=NEVER) as batcher:
+    with MicroBatcher(backend, max_size=2, max_delay=NEVER, eager=False) as batcher:
         backend.close()
         answers = anyio.run(together, batcher, [row(1), row(2)])
         assert [errors.BackendClosedError] * 2 == [type(answer) for answer in answers]

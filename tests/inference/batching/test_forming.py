@@ -15,6 +15,7 @@ class Asked:
     arrived: float
     rows: int = 1
     padded: int = 1
+    patience: float = math.inf
     shape: Shape = field(init=False)
 
     def __post_init__(self):
@@ -35,6 +36,14 @@ def test_a_batch_is_due_when_its_oldest_request_has_waited_long_enough():
     assert [first, second] == line.take(11.0)
     assert math.inf == line.due()
     assert (0, 0) == (line.rows, line.requests)
+
+
+def test_an_impatient_request_is_due_when_it_says_and_takes_those_that_came_after_it_along():
+    line = waiting(first := Asked(10.0, patience=0.0), second := Asked(10.0))
+    assert 10.0 == line.due()
+    assert [first, second] == line.take(10.0)
+    line = waiting(Asked(10.0), Asked(10.5, patience=0.0))  # only the oldest one counts
+    assert 11.0 == line.due()
 
 
 def test_a_full_batch_is_due_at_once_and_leaves_the_rest_waiting():

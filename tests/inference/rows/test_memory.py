@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +49,7 @@ def test_a_context_is_rounded_up_to_whole_pages():
 
 def test_a_row_that_adopts_a_prompt_reads_it_and_writes_for_itself(rows):
     prompt = write(rows, 0, 0, 2 * PAGE, seed=1)
-    segment = rows.publish(0, 0, 2 * PAGE)
+    segment = rows.share(0, 0, 2 * PAGE)
     for row in (1, 2):
         rows.adopt(row, (Piece(segment, 0, 2 * PAGE),))
         assert np.array_equal(rows.array[:, :, row, :, : 2 * PAGE], prompt)
@@ -60,8 +63,8 @@ def test_a_row_can_adopt_the_beginning_of_a_prompt_and_pieces_of_several(rows):
     first = write(rows, 0, 0, 3 * PAGE, seed=1)
     second = write(rows, 1, 0, 2 * PAGE, seed=2)
     pieces = (
-        Piece(rows.publish(0, 0, 3 * PAGE), 0, PAGE),
-        Piece(rows.publish(1, 0, 2 * PAGE), PAGE, 2 * PAGE),
+        Piece(rows.share(0, 0, 3 * PAGE), 0, PAGE),
+        Piece(rows.share(1, 0, 2 * PAGE), PAGE, 2 * PAGE),
     )
     rows.adopt(2, pieces)
     assert np.array_equal(rows.array[:, :, 2, :, :PAGE], first[:, :, :, :PAGE])
@@ -72,7 +75,7 @@ def test_a_row_can_adopt_the_beginning_of_a_prompt_and_pieces_of_several(rows):
 def test_a_released_row_is_empty_and_its_neighbours_are_not_touched(rows):
     kept = write(rows, 1, 0, PAGE + 3, seed=2)
     write(rows, 0, 0, 2 * PAGE, seed=1)
-    rows.adopt(2, (Piece(rows.publish(0, 0, PAGE), 0, PAGE),))
+    rows.adopt(2, (Piece(rows.share(0, 0, PAGE), 0, PAGE),))
     rows.release(0)
     rows.release(2)
     assert np.array_equal(rows.array[:, :, 1, :, : PAGE + 3], kept)
@@ -84,7 +87,7 @@ def test_a_released_row_is_empty_and_its_neighbours_are_not_touched(rows):
 
 def test_a_sequence_that_moves_goes_on_as_it_was(rows):
     prompt = write(rows, 0, 0, 2 * PAGE, seed=1)
-    rows.adopt(3, (Piece(rows.publish(0, 0, 2 * PAGE), 0, 2 * PAGE),))
+    rows.adopt(3, (Piece(rows.share(0, 0, 2 * PAGE), 0, 2 * PAGE),))
     tail = write(rows, 3, 2 * PAGE, 2 * PAGE + 5, seed=3)
     rows.move(3, 1)
     assert np.array_equal(rows.array[:, :, 1, :, : 2 * PAGE], prompt)
@@ -96,7 +99,7 @@ def test_a_sequence_that_moves_goes_on_as_it_was(rows):
 def test_rows_that_share_a_prompt_hold_it_once():
     rows = RowMemory(LAYOUT, 16, 10 * PAGE)
     write(rows, 0, 0, 4 * PAGE, seed=1)
-    segment = rows.publish(0, 0, 4 * PAGE)
+    segment = rows.share(0, 0, 4 * PAGE)
     for row in range(16):
         rows.release(row)
         rows.adopt(row, (Piece(segment, 0, 4 * PAGE),))
@@ -129,9 +132,51 @@ def test_memory_goes_back_to_the_system():
 @pytest.mark.skipif(not SHARES, reason="copy-on-write needs Linux")
 def test_a_mapping_that_the_system_refuses_is_an_error_with_its_number():
     rows = RowMemory(LAYOUT, 1, PAGE)
-    segment = rows.publish(0, 0, PAGE)
+    segment = rows.share(0, 0, PAGE)
     with pytest.raises(OSError, match="Invalid argument"):
         rows.adopt(0, (Piece(segment, 1, PAGE),))  # no whole page
+
+
+@pytest.mark.skipif(not SHARES, reason="reads /proc")
+def test_any_number_of_segments_takes_one_descriptor_and_a_freed_one_no_memory():
+    def descriptors():
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    rows = RowMemory(LAYOUT, 2, 10 * PAGE)
+    before = descriptors()
+    kept = []
+    for number in range(1, 9):
+        write(rows, 0, 0, number * PAGE, seed=number)
+        kept.append(rows.share(0, 0, number * PAGE))
+        rows.release(0)
+    assert descriptors() == before
+    file = rows._arena.descriptor
+    assert os.fstat(file).st_blocks * 512 == sum(segment.bytes for segment in kept)
+    place = kept[3].place
+    del kept[3]
+    assert os.fstat(file).st_blocks * 512 == sum(segment.bytes for segment in kept)
+    write(rows, 1, 0, 4 * PAGE, seed=20)
+    again = rows.share(1, 0, 4 * PAGE)
+    assert again.place == place
+    del kept, again
+    rows.release(1)
+    assert os.fstat(file).st_blocks == 0
+
+
+@pytest.mark.skipif(not SHARES, reason="needs fork")
+def test_a_fork_that_forgets_segments_takes_nothing_from_its_parent():
+    rows = RowMemory(LAYOUT, 1, 4 * PAGE)
+    prompt = write(rows, 0, 0, 2 * PAGE, seed=1)
+    segment = rows.share(0, 0, 2 * PAGE)
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=segment.__del__)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # this process has threads; the child uses none
+        child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert np.array_equal(segment.array, prompt)
+    assert np.array_equal(rows.array[:, :, 0, :, : 2 * PAGE], prompt)
 
 
 class Rows(RuleBasedStateMachine):
@@ -157,7 +202,7 @@ class Rows(RuleBasedStateMachine):
     def publish(self, row):
         pages = self.rows.lengths[row] // self.page
         if pages:
-            segment = self.rows.publish(row, 0, pages * self.page)
+            segment = self.rows.share(row, 0, pages * self.page)
             self.segments.append((segment, self.model[row][:, :, :, : pages * self.page].copy()))
 
     @rule(row=st.integers(0, 2), data=st.data())

@@ -18,7 +18,7 @@ def test_rows_that_adopt_a_prompt_go_on_as_the_row_that_read_it(decoder):
     assert shared > 0
     batch.run([Part(0, prompt[:shared], 0)])
     rows.lengths[0] = shared
-    segment = rows.publish(0, 0, shared)
+    segment = rows.share(0, 0, shared)
     for row in (1, 2):
         rows.adopt(row, (Piece(segment, 0, shared),))
     tails = [[*prompt[shared:], token, 7] for token in (11, 12, 13)]

@@ -1,5 +1,6 @@
 """The controller drafts where that pays and not where it does not, whatever happens to acceptance, cost and load."""
 
+import random
 import statistics
 
 import pytest
@@ -52,6 +53,18 @@ def test_a_busy_neighbour_changes_how_long_things_take_and_not_what_pays(load):
     assert min(useless) >= 0.95  # measured 0.96 to 0.99: the change of load itself is part of it
 
 
+@pytest.mark.parametrize("cost", [0.0, 0.35])
+def test_an_answer_of_fifty_tokens_loses_at_most_a_thirtieth_to_a_drafter_that_is_always_wrong(cost):
+    assert min(speedups(lambda _: 0.0, cost=cost, tokens=50)) >= 0.966
+
+
+@pytest.mark.parametrize("cost", [0.0, 0.4])
+def test_passes_that_are_interrupted_now_and_then_do_not_count_against_speculation(cost):
+    rng = random.Random(1)
+    disturbed = speedups(lambda _: 0.9, cost=cost, load=lambda _: rng.choice([1, 1, 1, 1, 1, 1, 4]), tokens=600)
+    assert statistics.mean(disturbed) >= 0.8 * best(0.9, cost)
+
+
 def test_a_drafter_that_cannot_pay_at_any_acceptance_is_never_tried():
     assert min(speedups(lambda _: 0.0, cost=1.2, noise=0.0)) == pytest.approx(1.0)
 
@@ -64,13 +77,51 @@ def controller(*, chances=((0.9,),), drafts=(0.0,), **settings):
     return Controller(chances, Costs(PACE, drafts), **({"most": 16} | settings))
 
 
+def successful(controller):
+    """The same, which has won what it may stake."""
+    for _ in range(2):
+        controller.learn(Plan(0, 4), 4, 5, 4 * controller.costs.draft(0), controller.costs.verify(5))
+    return controller
+
+
 def test_a_longer_draft_is_asked_for_where_more_is_accepted():
     lengths = []
     for chance in (0.4, 0.6, 0.8, 0.9):
-        plan = controller(chances=((chance,),)).plan([[Proposal(1)] * 16], 16)
+        plan = successful(controller(chances=((chance,),))).plan([[Proposal(1)] * 16], 16)
         lengths.append(plan.most)
     assert lengths == sorted(lengths)
     assert len(set(lengths)) == 4
+
+
+def test_no_more_is_staked_than_may_be_lost():
+    sure = controller(chances=((0.99,),))
+    offer = [[Proposal(1)] * 16]
+    lengths = []
+    for _ in range(4):
+        plan = sure.plan(offer, 16)
+        lengths.append(plan.most)
+        sure.learn(plan, plan.most, plan.most + 1, 0.0, sure.costs.verify(plan.most + 1))
+    assert lengths == sorted(lengths)
+    assert lengths[0] < 16 == lengths[-1]  # what was won is staked next
+    refused = controller(chances=((0.99,),))
+    plan = refused.plan(offer, 16)
+    refused.learn(plan, plan.most, 1, 0.0, refused.costs.verify(plan.most + 1))
+    assert refused.plan(offer, 16).most <= 1
+
+
+def test_plain_passes_may_be_told_one_by_one_or_together():
+    alone, together = controller(), controller()
+    for _ in range(8):
+        alone.learn(Plan(None), 0, 1, 0.0, 1.2)
+    together.learn(Plan(None), 0, 8, 0.0, 9.6, passes=8)
+    assert together.costs.plain() == pytest.approx(alone.costs.plain(), rel=0.02)
+    assert together.plan([[Proposal(1)] * 16], 16) == alone.plan([[Proposal(1)] * 16], 16)
+
+
+def test_a_first_token_that_nothing_after_it_can_make_up_for_promises_nothing():
+    assert controller(chances=((0.9,),)).promises(0, 0)
+    assert not controller(chances=((0.01,),)).promises(0, 0)
+    assert controller(chances=((0.01,),), length=4).promises(0, 0)
 
 
 def test_of_several_drafters_the_one_that_gains_most_drafts():
@@ -94,7 +145,7 @@ def test_a_fixed_length_is_always_drafted_with_the_first_drafter_that_has_someth
 
 
 def test_unlikely_tokens_end_a_draft_that_costs():
-    costly = controller(drafts=(0.4,))
+    costly = successful(controller(drafts=(0.4,)))
     plan = costly.plan([None], 16)
     assert costly.another(plan, 0.95, 1)
     assert not costly.another(plan, 0.2, 1)

@@ -32,7 +32,7 @@ def test_an_fp32_model_drafted_for_by_its_own_8_bits_says_the_same(fp32, decoder
         assert statistics.tokens_per_pass > 1
 
 
-def test_its_8_bits_guess_nine_of_ten_tokens_of_the_fp32_model(fp32, decoder, reference):
+def test_its_usual_precision_guesses_nine_of_ten_tokens_of_the_fp32_model(fp32, decoder, reference):
     fixed = Speculation(drafters=[ModelDraft(decoder=decoder)], length=4)
     found = [answer(fp32, prompt, fixed)[1] for prompt in cases(reference)]
     assert sum(s.accepted for s in found) / sum(s.drafted for s in found) > 0.85

@@ -400,3 +400,18 @@ def test_a_model_whose_passes_never_agree_cannot_be_exact(tinies, monkeypatch):
     with pytest.raises(InvalidSettingError, match="exact must be False"):
         first_step(decoder, Speculation())
     assert len(answer(decoder, [5, 6], Speculation(exact=False), tokens=4)[0]) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"speculation": "auto"}, "int8"),
+        ({"speculation": "auto", "precision": "fp32"}, "fp32"),
+        ({"speculation": "auto", "kv": "fp32"}, "fp32"),
+        ({"speculation": Speculation()}, "fp32"),
+        ({}, "fp32"),
+    ],
+)
+def test_auto_keeps_the_cache_of_quantized_weights_in_8_bits_so_that_exactness_is_free(path, settings, expected):
+    with Decoder.load(path, cache_dir=path.parent, context=96, **settings) as decoder:
+        assert decoder.kv == expected

@@ -25,14 +25,20 @@ from seawall.inference.models.convert import PreparedModel, prepare
 from seawall.inference.models.encoder import KIND
 from seawall.inference.models.tokenizer import FILE, load_tokenizer
 from seawall.inference.runtime.backend import Backend
+from seawall.inference.runtime.batching.batcher import MicroBatcher
+from seawall.inference.runtime.batching.padding import Padding
 from seawall.inference.runtime.calls import seconds_of
 from seawall.inference.runtime.closing import Closing
 from seawall.inference.runtime.providers import CPU, Provider
 
-from .planning import batches
+from .planning import batches, bucket, buckets
 
 Array = np.ndarray[Any, Any]
+Text = str | Sequence[int]  # or its tokens
 MAX_CHARACTERS = 65_536  # up to 0.1 s of tokenizing; a text of 512 tokens has a few thousand
+OUTPUT = "sentence_embedding"
+_MOST_ROWS = 64  # of a run: more of them are no faster, and the trial takes longer
+_SAMPLES = ("Why is the sea salty?", "salt")  # to try sharing on
 _INLINE = 4096  # characters that are tokenized on the event loop: about 1 ms
 
 
@@ -47,18 +53,46 @@ class Embedder(Closing):
         dimension: length of a vector.
         max_tokens: longest text that it takes, its two marks included.
         backend: what runs the model; its `report()` says how.
+        batcher: joins texts of several callers in front of it; None without `share`.
     """
 
     def __init__(
-        self, backend: Backend, tokenizer: Any, *, name: str, max_tokens: int, truncate: bool, batch_tokens: int
+        self,
+        backend: Backend,
+        tokenizer: Any,
+        *,
+        name: str,
+        max_tokens: int,
+        truncate: bool,
+        batch_tokens: int,
+        share: bool,
+        max_delay: float | timedelta,
     ) -> None:
         self.backend = backend
         self.name = name
-        self.dimension = int(next(port.shape[-1] for port in backend.outputs if port.name == "sentence_embedding") or 0)
+        self.dimension = int(next(port.shape[-1] for port in backend.outputs if port.name == OUTPUT) or 0)
         self.max_tokens = max_tokens
         self._tokenizer = tokenizer
         self._truncate = truncate
-        self._batch_tokens = batch_tokens
+        self._batch_tokens = max(batch_tokens, max_tokens)
+        self._most_rows = min(batch_tokens, _MOST_ROWS)
+        self._vocabulary = int(tokenizer.get_vocab_size())
+        marks = tokenizer.encode("").ids
+        if len(marks) < 2:
+            raise CorruptModelError(name, "its tokenizer puts no marks around a text")
+        self._marks = (int(marks[0]), int(marks[-1]))
+        self.batcher = self._batching(max_delay) if share else None
+
+    def _batching(self, max_delay: float | timedelta) -> MicroBatcher:
+        padding = Padding({"input_ids": 0}, buckets=buckets(self.max_tokens), mask="attention_mask")
+        return MicroBatcher(
+            self.backend,
+            max_size=self._most_rows,
+            max_delay=max_delay,
+            max_tokens=self._batch_tokens,
+            padding=padding,
+            samples=[{"input_ids": np.array([self._encode(text)[: self.max_tokens]])} for text in _SAMPLES],
+        )
 
     @classmethod
     def load(
@@ -68,6 +102,8 @@ class Embedder(Closing):
         max_tokens: int | None = None,
         truncate: bool = False,
         batch_tokens: int = 1024,
+        share: bool = True,
+        max_delay: float | timedelta = 0.002,
         providers: Sequence[Provider] = (CPU,),
         threads: int | None = None,
         memory_limit: int | None = None,
@@ -82,6 +118,8 @@ class Embedder(Closing):
             max_tokens: longest text, its two marks included. None for what the model was trained on.
             truncate: cut longer texts in silence, as other libraries do, instead of raising TextTooLongError.
             batch_tokens: most tokens, padding included, in one run. Memory grows with it, speed hardly does.
+            share: let texts of several callers share runs, which is tried out first; see `MicroBatcher`.
+            max_delay: seconds that a call waits for others while one is running; see `MicroBatcher`.
             providers: as in `Backend.load`, and so are `threads`, `memory_limit` and `workers`.
             threads: threads of a run.
             memory_limit: most bytes of weights and runs.
@@ -89,6 +127,7 @@ class Embedder(Closing):
             cache_dir: where converted models are kept; None for the usual cache folder.
 
         Raises:
+            DependentRowsError: texts that share a run influence each other; `share=False` loads it all the same.
             ModelError: what `models.prepare` and `Backend.load` raise, or InvalidSettingError.
         """
         prepared = _prepared(model, cache_dir)
@@ -105,18 +144,31 @@ class Embedder(Closing):
             threads=threads,
             memory_limit=memory_limit,
             workers=workers,
+            outputs=(OUTPUT,),
             finite=True,
         )
-        name = str(prepared.facts.get("model", prepared.folder.name))
-        return cls(backend, tokenizer, name=name, max_tokens=limit, truncate=truncate, batch_tokens=batch_tokens)
+        try:
+            return cls(
+                backend,
+                tokenizer,
+                name=str(prepared.facts.get("model", prepared.folder.name)),
+                max_tokens=limit,
+                truncate=truncate,
+                batch_tokens=batch_tokens,
+                share=share,
+                max_delay=max_delay,
+            )
+        except BaseException:
+            backend.close()
+            raise
 
-    def embed_sync(self, texts: Sequence[str], *, deadline: float | timedelta | None = None) -> Array:
+    def embed_sync(self, texts: Sequence[Text], *, deadline: float | timedelta | None = None) -> Array:
         """Vectors of the texts, float32 [texts, dimension], each of length 1 if the model says so.
 
         A text's vector depends on its neighbours by rounding alone: 9e-8 in any component was measured.
 
         Args:
-            texts: any number of texts; an empty one has a vector as well.
+            texts: any number of texts, or of lists of tokens; an empty one has a vector as well.
             deadline: seconds for all of them.
 
         Raises:
@@ -131,12 +183,15 @@ class Embedder(Closing):
         vectors = np.empty((len(tokens), self.dimension), np.float32)
         for group in self._groups(tokens):
             with clock:
-                outputs = self.backend.run_sync(_padded([tokens[index] for index in group]), deadline=clock.left())
-            vectors[group] = outputs["sentence_embedding"]
+                outputs = self._asked.run_sync(_padded([tokens[index] for index in group]), deadline=clock.left())
+            vectors[group] = outputs[OUTPUT]
         return vectors
 
-    async def embed(self, texts: Sequence[str], *, deadline: float | timedelta | None = None) -> Array:
-        """`embed_sync` in a worker thread, on asyncio and trio; who is cancelled ends its run within one node."""
+    async def embed(self, texts: Sequence[Text], *, deadline: float | timedelta | None = None) -> Array:
+        """`embed_sync` in a worker thread, on asyncio and trio.
+
+        Who is cancelled leaves at once; a run that nobody else shares ends within one node.
+        """
         clock = _Countdown(deadline)
         if sum(map(len, filter(_is_text, texts))) > _INLINE:
             tokens = await anyio.to_thread.run_sync(self._tokens, texts)
@@ -145,25 +200,67 @@ class Embedder(Closing):
         vectors = np.empty((len(tokens), self.dimension), np.float32)
         for group in self._groups(tokens):
             with clock:
-                outputs = await self.backend.run(_padded([tokens[index] for index in group]), deadline=clock.left())
-            vectors[group] = outputs["sentence_embedding"]
+                outputs = await self._asked.run(_padded([tokens[index] for index in group]), deadline=clock.left())
+            vectors[group] = outputs[OUTPUT]
         return vectors
+
+    def encode(self, text: str | Sequence[int]) -> list[int]:
+        """The tokens that a text is run as, its two marks included: cut where `truncate` says so, or TextTooLongError.
+
+        Tokens may be given instead of a text; the marks are added where they are missing.
+        """
+        return self._fitting(self._encode(text) if isinstance(text, str) else self._marked(text))
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, its two marks included, before anything is cut; TextTooLongError past 65,536 characters."""
         return len(self._encode(text))
 
+    def warm_up(self) -> float:
+        """Embed a text, and give the seconds that took."""
+        start = time.perf_counter()
+        self.embed_sync([_SAMPLES[0]])
+        return time.perf_counter() - start
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Take no more texts, and wait for those in flight; see `Backend.drain`."""
+        return self._asked.drain(timeout)
+
     def close(self) -> None:
         """Let the model go; see `Backend.close`."""
+        if self.batcher is not None:
+            self.batcher.close()
         self.backend.close()
 
-    def _groups(self, tokens: list[list[int]]) -> Iterator[list[int]]:
-        return batches([len(text) for text in tokens], max_rows=self._batch_tokens, max_tokens=self._batch_tokens)
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more texts."""
+        return self._asked.closed
 
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+    @property
+    def _asked(self) -> Backend | MicroBatcher:
+        return self.backend if self.batcher is None else self.batcher
+
+    def _groups(self, tokens: list[list[int]]) -> Iterator[list[int]]:
+        lengths = [len(text) if self.batcher is None else bucket(len(text), self.max_tokens) for text in tokens]
+        return batches(lengths, max_rows=self._most_rows, max_tokens=self._batch_tokens)
+
+    def _tokens(self, texts: Sequence[Text]) -> list[list[int]]:
         if isinstance(texts, str):
             raise InvalidPromptError("texts must be a sequence of str, got a single str: put it into a list")
-        return [self._fitting(self._encode(text)) for text in texts]
+        return [self.encode(text) for text in texts]
+
+    def _marked(self, tokens: Sequence[int]) -> list[int]:
+        if not isinstance(tokens, (list, tuple)):
+            raise InvalidPromptError(f"a text must be a str or a list of its tokens, got {type(tokens).__name__}")
+        for token in tokens:
+            if type(token) is not int or not 0 <= token < self._vocabulary:
+                raise InvalidPromptError(f"a token must be from 0 to {self._vocabulary - 1}, got {token!r}")
+        first, last = self._marks
+        return [
+            *([] if tokens and tokens[0] == first else [first]),
+            *tokens,
+            *([] if tokens and tokens[-1] == last else [last]),
+        ]
 
     def _encode(self, text: str) -> list[int]:
         if not isinstance(text, str):

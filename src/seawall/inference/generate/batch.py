@@ -23,11 +23,18 @@ class Part(NamedTuple):
         row: which one.
         tokens: what is appended, 1 to 256 of them.
         length: tokens in its cache before; a smaller number than the last run left goes back.
+        padding: tokens computed after them that nobody asks about, so that a single token runs as several do.
     """
 
     row: int
     tokens: Sequence[int]
     length: int
+    padding: int = 0
+
+    @property
+    def width(self) -> int:
+        """Tokens that it takes room for."""
+        return len(self.tokens) + self.padding
 
 
 class Batch:
@@ -59,6 +66,11 @@ class Batch:
         return int(self.memory.shape[2])
 
     @property
+    def ragged(self) -> bool:
+        """Whether rows of several tokens share a run; before ONNX Runtime 1.32 they run one after the other."""
+        return self._ragged
+
+    @property
     def positions(self) -> int:
         """Tokens that a row has room for."""
         return int(self.memory.shape[4])
@@ -77,7 +89,7 @@ class Batch:
 
     def _run(self, parts: Sequence[Part], options: ort.RunOptions, *, every: bool) -> list[Array]:
         self._check(parts)
-        longest = max(len(part.tokens) for part in parts)
+        longest = max(part.width for part in parts)
         together: list[Part] = []
         alone: list[Part] = []
         for part in parts:  # the kernel wants room for the longest part in every row
@@ -95,7 +107,7 @@ class Batch:
         if len(parts) < 2 or self._ragged:
             return len(parts) > 1
         rows = sorted(part.row for part in parts)
-        return rows == list(range(len(rows))) and all(len(part.tokens) == 1 for part in parts)
+        return rows == list(range(len(rows))) and all(part.width == 1 for part in parts)
 
     def _check(self, parts: Sequence[Part]) -> None:
         if not parts or len({part.row for part in parts}) != len(parts):
@@ -105,17 +117,16 @@ class Batch:
                 raise InvalidSettingError(f"row must be from 0 to {self.rows - 1}, got {part.row}")
             if not 1 <= len(part.tokens) <= CHUNK:
                 raise InvalidSettingError(f"a part has 1 to {CHUNK} tokens, got {len(part.tokens)} for row {part.row}")
-            if part.length < 0 or part.length + len(part.tokens) > self.positions:
+            if part.padding < 0 or part.length < 0 or part.length + part.width > self.positions:
                 raise InvalidSettingError(
-                    f"row {part.row} has room for {self.positions} tokens, "
-                    f"got {len(part.tokens)} more after {part.length}"
+                    f"row {part.row} has room for {self.positions} tokens, got {part.width} more after {part.length}"
                 )
 
     def _call(
         self, first: int, stop: int, parts: Sequence[Part], options: ort.RunOptions, *, every: bool
     ) -> dict[int, Array]:
         """One run over the rows `first` to `stop`."""
-        rows, longest = stop - first, max(len(part.tokens) for part in parts)
+        rows, longest = stop - first, max(part.width for part in parts)
         ids = np.zeros((rows, longest), np.int64)
         totals = np.ones(rows, np.int32)  # an idle row pretends to hold one token, and to add none
         counts = np.zeros(rows, np.int32)
@@ -123,7 +134,7 @@ class Batch:
         for part in parts:
             row, count = part.row - first, len(part.tokens)
             ids[row, :count] = part.tokens
-            totals[row], counts[row] = part.length + count, count
+            totals[row], counts[row] = part.length + part.width, part.width
             wanted += range(row * longest + (0 if every else count - 1), row * longest + count)
         logits = np.empty((len(wanted), self._vocabulary), np.float32)
         feeds: dict[str, Array] = {

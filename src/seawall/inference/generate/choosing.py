@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from seawall.inference.errors import InvalidSettingError
 
+from .constraints import Constraint, Course, Vocabulary
 from .sampling import Greedy, Logits, Sampling, distribution, draw, greedy
 
 _WORD = (1 << 64) - 1
+_MOST_LOGPROBS = 20  # as in OpenAI's API
 _STRIDE = 0xD1342543DE82EF95  # odd, so that no two positions of an answer share a key
 
 
@@ -55,6 +57,46 @@ def penalised(logits: Logits, rules: Penalties, prompt: set[int], answer: Counte
     return logits
 
 
+_Bytes: TypeAlias = bytes  # the field of this name hides it
+
+
+class TokenLogprob(NamedTuple):
+    """How likely the model thought one token.
+
+    Attributes:
+        token: its id.
+        logprob: natural logarithm of its probability.
+        bytes: what it stands for, often a part of a character; nothing for control tokens.
+    """
+
+    token: int
+    logprob: float
+    bytes: _Bytes
+
+
+class Logprobs(NamedTuple):
+    """What the model itself thought at one position: before penalties, constraint, temperature and narrowing.
+
+    Attributes:
+        chosen: the token that stands there.
+        top: the likeliest tokens, likeliest first; the chosen one need not be among them.
+    """
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+
+
+def logprobs_of(logits: Logits, token: int, top: int, bytes_of: Callable[[int], bytes]) -> Logprobs:
+    """The log-softmax of the logits, at one token and at the `top` largest; the first of equals."""
+    largest = logits.max()
+    whole = float(largest) + math.log(np.exp(logits - largest).sum(dtype=np.float64))
+    top = min(top, len(logits))
+    best = np.flatnonzero(logits >= np.partition(logits, -top)[-top]) if top else np.arange(0)
+    best = best[np.argsort(-logits[best], kind="stable")][:top]
+    chosen, *others = (TokenLogprob(one, float(logits[one]) - whole, bytes_of(one)) for one in (token, *best.tolist()))
+    return Logprobs(chosen, tuple(others))
+
+
 class Chooser:
     """Chooses the tokens of one answer.
 
@@ -64,13 +106,32 @@ class Chooser:
     Attributes:
         sampling: the rules.
         position: how many tokens of the answer are decided.
+        course: where the answer stands in its constraint, if it has one.
     """
 
     def __init__(
-        self, sampling: Greedy | Sampling, penalties: Penalties | None = None, prompt: Sequence[int] = ()
+        self,
+        sampling: Greedy | Sampling,
+        penalties: Penalties | None = None,
+        prompt: Sequence[int] = (),
+        *,
+        vocabulary: Vocabulary | None = None,
+        constraint: Constraint | None = None,
+        logprobs: int | None = None,
     ) -> None:
+        if logprobs is not None and (type(logprobs) is not int or not 0 <= logprobs <= _MOST_LOGPROBS):
+            raise InvalidSettingError(
+                f"logprobs must be a whole number from 0 to {_MOST_LOGPROBS}, or None, got {logprobs!r}"
+            )
         self.sampling = sampling
         self.position = 0
+        self.course: Course | None = None
+        if constraint is not None:
+            assert vocabulary is not None
+            self.course = Course(constraint.matcher(vocabulary), vocabulary.ends)
+        self._vocabulary = vocabulary
+        self._top = logprobs
+        self._logprobs: deque[Logprobs] = deque()
         self._penalties = None if penalties == Penalties() else penalties
         self._prompt = set(prompt) if self._penalties else set()
         self._answer: Counter[int] = Counter()
@@ -108,17 +169,28 @@ class Chooser:
         whole[slice(None) if tokens is None else tokens] = found
         return whole
 
-    def decide(self, token: int) -> None:
-        """Say which token stands at the position; the next one comes after it."""
+    def decide(self, token: int, logits: Logits) -> None:
+        """Say which token stands at the position, and what the model said there; the next one comes after it."""
         self.position += 1
         if self._penalties:
             self._answer[token] += 1
+        if self.course is not None:
+            self.course.decide(token)
+        if self._top is not None:
+            assert self._vocabulary is not None
+            self._logprobs.append(logprobs_of(logits, token, self._top, self._vocabulary.bytes_of))
+
+    def logprobs(self) -> Logprobs | None:
+        """Those of the earliest decided token that they were not yet asked of; None if nobody wanted any."""
+        return self._logprobs.popleft() if self._logprobs else None
 
     def likelihood(self, logits: Logits, token: int, drafted: Sequence[int] = ()) -> float:
         """Probability of one token, by the rules; of a greedy choice, as if it were drawn at temperature 1."""
         if isinstance(self.sampling, Sampling):
             return float(self.probabilities(logits, drafted)[token])
         logits = self._allowed(logits, drafted)
+        if logits[token] == -np.inf:
+            return 0.0
         return float(1 / np.exp(logits - logits[token]).sum(dtype=np.float64))
 
     def generator(self, stream: int) -> np.random.Generator:
@@ -126,9 +198,11 @@ class Chooser:
         return np.random.default_rng([self._seed, stream])
 
     def _allowed(self, logits: Logits, drafted: Sequence[int]) -> Logits:
-        if self._penalties is None:
-            return logits
-        return penalised(logits, self._penalties, self._prompt, self._answer + Counter(drafted))
+        if self._penalties is not None:
+            logits = penalised(logits, self._penalties, self._prompt, self._answer + Counter(drafted))
+        if self.course is not None and (mask := self.course.allowed(drafted)) is not None:
+            logits = np.where(mask, logits, np.float32(-np.inf))
+        return logits
 
     def _key(self, drafted: Sequence[int]) -> int:
         return (self._seed + (self.position + len(drafted) + 1) * _STRIDE) & _WORD

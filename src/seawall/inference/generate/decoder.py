@@ -20,7 +20,6 @@ from seawall.inference.errors import (
     InvalidSettingError,
     PromptTooLongError,
 )
-from seawall.inference.models.catalogue import CATALOGUE
 from seawall.inference.models.chat import ChatTemplate, Message, checked_messages
 from seawall.inference.models.convert import PreparedModel, open_prepared, prepare
 from seawall.inference.models.fetch import Progress
@@ -32,6 +31,7 @@ from seawall.inference.runtime.threads import available_threads
 
 from .batch import Batch, memory_of
 from .choosing import Chooser, Penalties
+from .constraints import Constraint, Vocabulary
 from .exactness import SHARED, StepExactness, probe
 from .loading import as_folder, checked_config, open_decoder
 from .report import DecoderReport
@@ -45,9 +45,9 @@ from .speculation.ngram import NGram
 from .speculation.settings import Speculation
 from .speculation.starting import begin
 from .speculation.target import measure
+from .text import checked_stops
 
 _KEPT_SLOTS = 4  # free caches kept for reuse; more would hold the memory of a burst for ever
-_MOST_STOPS, _LONGEST_STOP = 16, 256  # they are searched for at every token
 _MEASURED = 64  # tokens per piece of `logits`
 
 
@@ -105,6 +105,12 @@ class Decoder:
         self._ends = frozenset(model.facts["end_tokens"])
         self._codec = TextCodec(model.folder / "tokenizer.json")
         self._template = ChatTemplate(model.facts["chat_template"], self._codec)
+        self._words = Vocabulary(
+            size=int(model.facts["config"]["vocabulary"]),
+            ends=self._ends,
+            bytes_of=self._codec.bytes_of,
+            encode=self._codec.encode_verbatim,
+        )
         loaded = open_decoder(model, threads=threads, kv=kv, codec=self._codec, template=self._template)
         self._session: Any = loaded.session
         self._report = DecoderReport.of(self, loaded)
@@ -126,7 +132,7 @@ class Decoder:
         precision: str | None = None,
         threads: int | None = None,
         context: int = 2048,
-        kv: str = "fp32",
+        kv: str | None = None,
         speculation: Speculation | Literal["auto"] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
@@ -140,14 +146,16 @@ class Decoder:
 
         Args:
             name_or_path: such as "smollm2-135m".
-            precision: one of `models.PRECISIONS`; None for "int8", or for what a folder holds.
+            precision: one of `models.PRECISIONS`; None for what a folder holds, "int4" for a file of 4-bit blocks,
+                which are taken over without loss, and "int8-block32" for any other.
             threads: None for as many as affinity and CPU quota allow.
             context: most tokens of one sequence; its cache is reserved up front, and touched as it fills.
             kv: how the key/value cache is stored: "fp32", "int8" (a quarter of the bytes, hardly any loss, and runs
                 of any number of tokens give the same logits) or "int4" (an eighth, lossy). The first load with a
-                quantized cache measures its scales, for a second or two.
+                quantized cache measures its scales, for a second or two. None for "fp32", or "int8" where speculation
+                is "auto" and the weights are quantized: exactness costs them a quarter of a pass over a float cache.
             speculation: what `start` uses unless told otherwise. "auto" drafts from the text itself, and for fp32 from
-                the same model in 4 or 8 bits as well, which is loaded beside it.
+                the same model in its usual precision as well, which is loaded beside it.
             cache_dir: None for `$SEAWALL_CACHE`, or the user's cache folder.
             progress: called with a stage and a fraction while converting.
             check_quality: refuse a folder whose recorded scores are out of their gate's bounds; see `quality.record`.
@@ -166,15 +174,16 @@ class Decoder:
                 raise InvalidSettingError(f"precision is {precision!r}, but {folder} holds {found!r}: leave it out")
         if check_quality:
             manifest.check(model.facts, str(model.folder))
+        if kv is None:
+            kv = "int8" if speculation == "auto" and model.facts.get("precision") != "fp32" else "fp32"
         decoder = cls(model, threads=threads, context=context, kv=kv)
         if speculation != "auto":
             decoder._speculation = speculation
         elif decoder.precision != "fp32" or folder is not None:
             decoder._speculation = Speculation()
         else:
-            small = "int4" if name_or_path in CATALOGUE else "int8"  # the catalogue's files are of 4 bits: no loss
             decoder._draft = cls.load(
-                name_or_path, precision=small, threads=threads, context=context, cache_dir=cache_dir, progress=progress
+                name_or_path, threads=threads, context=context, cache_dir=cache_dir, progress=progress
             )
             decoder._speculation = Speculation(drafters=(NGram(), ModelDraft(decoder=decoder._draft)))
         return decoder
@@ -191,6 +200,11 @@ class Decoder:
     def active_sequences(self) -> int:
         """Sequences that hold a cache: started, and neither closed nor collected."""
         return self._lent
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """How `start` drafts unless told otherwise; None for not at all."""
+        return self._speculation
 
     @property
     def vocabulary(self) -> int:
@@ -282,6 +296,8 @@ class Decoder:
         sampling: Greedy | Sampling = Greedy(),  # noqa: B008 - frozen
         stop: Seq[str] = (),
         penalties: Penalties | None = None,
+        constraint: Constraint | None = None,
+        logprobs: int | None = None,
         speculation: Speculation | Literal[False] | None = None,
     ) -> Sequence:
         """Begin to answer a prompt; nothing is computed before the first `step`.
@@ -290,22 +306,18 @@ class Decoder:
         what it says; None does as the decoder was loaded, False goes without. The first such sequence of a decoder
         measures it, for a second or so.
 
+        With a `constraint`, such as `JsonSchema(...)`, only tokens are chosen that it allows. With `logprobs`, 0 to 20,
+        each step says how likely the model thought its token, and that many others.
+
         The answer ends at an end token of the model, before a stop string, after `max_tokens`, or where the
-        context is full. Raises EmptyPromptError, PromptTooLongError, InvalidPromptError, InvalidSettingError
-        or DecoderClosedError.
+        context is full. Raises EmptyPromptError, PromptTooLongError, InvalidPromptError, InvalidSettingError,
+        of which ConstraintError is one, or DecoderClosedError.
         """
         prompt = self._checked_prompt(prompt_tokens, self.context - 1)
         if type(max_tokens) is not int or max_tokens < 1:
             raise InvalidSettingError(f"max_tokens must be a whole number of at least 1, got {max_tokens!r}")
-        if (
-            isinstance(stop, str)
-            or len(stop) > _MOST_STOPS
-            or not all(type(text) is str and 0 < len(text) <= _LONGEST_STOP for text in stop)
-        ):
-            raise InvalidSettingError(
-                f"stop must be at most {_MOST_STOPS} strings of 1 to {_LONGEST_STOP} characters, got {stop!r:.200}"
-            )
-        chooser = Chooser(sampling, penalties, prompt)
+        stop = checked_stops(stop)
+        chooser = Chooser(sampling, penalties, prompt, vocabulary=self._words, constraint=constraint, logprobs=logprobs)
         held: list[Drafting] = []
         drafts = self._speculation if speculation is None else speculation
         speculate = begin(self, drafts, chooser, prompt, held.append) if drafts else None
@@ -323,6 +335,10 @@ class Decoder:
         )
         self._active.add(sequence)
         return sequence
+
+    def prepare(self, constraint: Constraint) -> None:
+        """Compile a constraint, in any thread; else the first answer under it does, which keeps others waiting."""
+        constraint.matcher(self._words)
 
     def logits(self, tokens: Seq[int]) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
         """Logits after each token of a text, [tokens, vocabulary], in pieces of at most 64 tokens (12 MB).

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Self
 
 from seawall.inference.errors import (
     DecoderClosedError,
@@ -19,29 +19,14 @@ from seawall.inference.errors import (
 from seawall.inference.models.tokenizer import TextCodec
 from seawall.inference.runtime import ort
 
+from .answer import Answer, Step
 from .choosing import Chooser
-from .slot import CHUNK, Slot
+from .slot import Slot, part_length
 from .speculation.drafter import Drafting
 from .speculation.starting import Started
 from .speculation.statistics import SpeculationStatistics
-from .text import TextStream
 
-
-class Step(NamedTuple):
-    """What one step produced.
-
-    Attributes:
-        token: the new token, or None while the prompt is still being read.
-        text: text that became certain; often a word, sometimes nothing.
-        finish: "stop" where the model or a stop string ended the answer, "length" where a limit did,
-            None while there is more to come.
-        read: tokens of the prompt that this step read; 0 for a step of decoding.
-    """
-
-    token: int | None
-    text: str
-    finish: Literal["stop", "length"] | None
-    read: int
+__all__ = ["Sequence", "Step"]
 
 
 class Sequence:
@@ -55,7 +40,6 @@ class Sequence:
 
     Attributes:
         prompt_tokens: how many tokens the prompt has.
-        tokens: the new tokens so far, an end token included.
     """
 
     def __init__(
@@ -73,23 +57,18 @@ class Sequence:
         held: Seq[Drafting] = (),
     ) -> None:
         self.prompt_tokens = len(prompt)
-        self.tokens: list[int] = []
         self._slot: Slot | None = slot
-        self._codec = codec
         self._pending = prompt
         self._length = 0
-        self._limit = limit
-        self._ends = ends
         self._chooser = chooser
+        self._answer = Answer(codec, chooser, ends=ends, limit=limit, stop=stop)
         self._speculate = speculate
         self._started: Started | None = None
         self._decided: deque[int] = deque()
-        self._text = TextStream(stop)
         self._lock = threading.Lock()  # held for nanoseconds, never during a run
         self._running: Any = None
         self._cancelled = False
         self._closed = False
-        self._finished = False
         # Runs once: at close, or when a forgotten sequence is collected.
         self._release = weakref.finalize(self, _release, give_back, slot, held)
         self._release.atexit = False
@@ -108,6 +87,11 @@ class Sequence:
             yield step
 
     @property
+    def tokens(self) -> list[int]:
+        """The new tokens so far, an end token included."""
+        return self._answer.tokens
+
+    @property
     def speculation(self) -> SpeculationStatistics | None:
         """What speculation did so far; None without it, and before the first step."""
         return self._started.speculator.statistics() if self._started is not None else None
@@ -115,7 +99,7 @@ class Sequence:
     @property
     def finished(self) -> bool:
         """Whether the answer is complete; `step` returns None from then on."""
-        return self._finished
+        return self._answer.finish is not None
 
     def step(self) -> Step | None:
         """Do one piece of work and say what came of it; None once the answer is complete.
@@ -125,11 +109,11 @@ class Sequence:
         """
         slot, options = self._begin()
         try:
-            if self._finished:
+            if self.finished:
                 return None
             if self._speculate is not None:
                 return self._speculative_step(slot, options, self._speculate)
-            part = self._pending[:CHUNK]
+            part = self._pending[: part_length(len(self._pending))]
             logits = slot.run(part, self._length, options)
             reading = not self.tokens
             self._length += len(part)
@@ -137,7 +121,7 @@ class Sequence:
             if self._pending:
                 return Step(None, "", None, len(part))
             token = self._chooser.choose(logits)
-            self._chooser.decide(token)
+            self._chooser.decide(token, logits)
             return self._accept(token, len(part) if reading else 0)
         except RuntimeFailure as error:
             if self._cancelled or self._closed:  # however the runtime words that it was told to stop
@@ -153,16 +137,15 @@ class Sequence:
             self._started = start(slot)
         target, speculator = self._started
         if self.tokens:
-            room = self._limit - len(self.tokens)
-            self._decided.extend(speculator.round(self._pending[0], room, options))
+            self._decided.extend(speculator.round(self._pending[0], self._answer.room, options))
             return self._accept(self._decided.popleft(), 0)
-        part = self._pending[:CHUNK]
+        part = self._pending[: part_length(len(self._pending))]
         logits = target.read(part, options)
         self._pending = self._pending[len(part) :]
         if self._pending:
             return Step(None, "", None, len(part))
         token = self._chooser.choose(logits)
-        self._chooser.decide(token)
+        self._chooser.decide(token, logits)
         speculator.begin(token)
         return self._accept(token, len(part))
 
@@ -205,20 +188,8 @@ class Sequence:
         self._release()
 
     def _accept(self, token: int, read: int) -> Step:
-        self.tokens.append(token)
         self._pending = [token]
-        if token in self._ends:
-            return self._finish(token, self._text.flush(), "stop", read)
-        text = self._text.push(self._codec.bytes_of(token))
-        if self._text.stopped:
-            return self._finish(token, text, "stop", read)
-        if len(self.tokens) >= self._limit:
-            return self._finish(token, text + self._text.flush(), "length", read)
-        return Step(token, text, None, read)
-
-    def _finish(self, token: int, text: str, finish: Literal["stop", "length"], read: int) -> Step:
-        self._finished = True
-        return Step(token, text, finish, read)
+        return self._answer.accept(token, read)
 
 
 def _release(give_back: Callable[[Slot], None], slot: Slot, held: Seq[Drafting]) -> None:

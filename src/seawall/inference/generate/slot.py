@@ -13,6 +13,19 @@ from seawall.inference.runtime import ort
 
 Array = np.ndarray[Any, Any]
 CHUNK = 256  # tokens of a prompt per step: long enough for full speed, short enough to take turns
+_BLOCK = 16  # divides the blocks of attention kernels, whatever the size of a head
+
+
+def part_length(left: int, most: int = CHUNK) -> int:
+    """How many of the `left` unread tokens of a prompt to read next, at most `most`, which is 4 or more.
+
+    A single token goes through other kernels than several, with other last bits, and so does a token that is alone in a
+    block of the attention kernel: blocks are twice the size of a head, so 129 tokens are 128 and a single one. Parts
+    avoid both, and thus a prompt of two tokens or more comes to the same bits in whatever parts it is read.
+    """
+    if left == 1:
+        return 1
+    return next(size for size in range(min(left, most), 0, -1) if size % _BLOCK != 1 and left - size != 1)
 
 
 class Slot:

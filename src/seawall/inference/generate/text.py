@@ -5,6 +5,23 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
+from seawall.inference.errors import InvalidSettingError
+
+_MOST_STOPS, _LONGEST_STOP = 16, 256  # they are searched for at every token
+
+
+def checked_stops(stop: Sequence[str]) -> tuple[str, ...]:
+    """The stop strings, if they are usable; InvalidSettingError otherwise."""
+    if (
+        isinstance(stop, str)
+        or len(stop) > _MOST_STOPS
+        or not all(type(text) is str and 0 < len(text) <= _LONGEST_STOP for text in stop)
+    ):
+        raise InvalidSettingError(
+            f"stop must be at most {_MOST_STOPS} strings of 1 to {_LONGEST_STOP} characters, got {stop!r:.200}"
+        )
+    return tuple(stop)
+
 
 class TextStream:
     """Turns the bytes of tokens into text that never ends within a character.

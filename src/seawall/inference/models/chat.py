@@ -1,8 +1,4 @@
-"""Chat messages to the text that a model was trained on, by the template its file carries.
-
-The only module that imports `jinja2`. A template is a program out of a model file, so it runs in
-jinja2's immutable sandbox.
-"""
+"""Chat messages to the text that a model was trained on, by the template its file carries."""
 
 from __future__ import annotations
 
@@ -10,38 +6,20 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from seawall.inference.errors import (
-    CorruptModelError,
-    EmptyPromptError,
-    InvalidPromptError,
-    MissingExtraError,
-)
+from seawall.inference.errors import EmptyPromptError, InvalidPromptError
 
+from .template import compiled
 from .tokenizer import TextCodec
-
-try:
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-except ImportError as error:
-    raise MissingExtraError(error.name or "jinja2") from error
 
 Message = Mapping[str, str]
 _ROLES = ("system", "user", "assistant")
-_MAX_TEMPLATE = 1 << 16
 
 
 class ChatTemplate:
     """A model's chat template, compiled once."""
 
     def __init__(self, source: str, codec: TextCodec) -> None:
-        if len(source) > _MAX_TEMPLATE:
-            raise CorruptModelError("chat template", f"it has {len(source)} characters, over {_MAX_TEMPLATE}")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
-        try:
-            self._template = environment.from_string(source)
-        except TemplateError as error:
-            raise CorruptModelError("chat template", str(error)) from error
+        self._render = compiled(source, {"raise_exception": _refuse})
         self._codec = codec
         names = sorted(codec.specials, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, names))) if names else None
@@ -72,7 +50,7 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt text, ending where the assistant's answer begins."""
         try:
-            return self._template.render(messages=[dict(one) for one in messages], add_generation_prompt=True)
+            return self._render({"messages": [dict(one) for one in messages], "add_generation_prompt": True})
         except InvalidPromptError:
             raise
         except Exception as error:  # a template can raise anything

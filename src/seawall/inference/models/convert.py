@@ -53,8 +53,9 @@ def prepare(
     """Return the converted model from the cache, converting it first where it is missing or damaged.
 
     `model` is a name in the catalogue, a GGUF file (a Llama), or a folder in sentence-transformers' layout (a BERT
-    encoder). `precision` None is "int8" for a Llama. An encoder is converted as "fp32", and what is ONNX
-    already stays "original"; `quantize_model` takes either from there.
+    encoder). `precision` None is "int4" for a Llama whose file stores blocks of 4 bits, which are taken over as they
+    are, and "int8-block32" for any other. An encoder is converted as "fp32", and what is ONNX already stays
+    "original"; `quantize_model` takes either from there.
 
     Several processes may call this at once: one converts, the others wait for it. A converted model is
     found and used in a read-only cache folder as well.
@@ -65,7 +66,7 @@ def prepare(
     name, given = _named_or_path(model)
     kind = CATALOGUE[name].kind if given is None else "gguf" if given.is_file() else encoder.KIND
     known = PRECISIONS if kind == "gguf" else _OTHER_PRECISIONS[kind]
-    precision = known[0] if precision is None else precision
+    precision = _usual_precision(name, kind, given) if precision is None else precision
     if precision not in known:
         raise UnknownPrecisionError(precision, known)
     source_digest = _digest(name, kind, given)
@@ -110,6 +111,21 @@ def _named_or_path(model: str | os.PathLike[str]) -> tuple[str, Path | None]:
     return "files", path
 
 
+def _usual_precision(name: str, kind: str, given: Path | None) -> str:
+    """The smallest that its own gate lets serve."""
+    if kind != "gguf":
+        return _OTHER_PRECISIONS[kind][0]
+    four_bits = CATALOGUE[name].four_bits if given is None else _stores_four_bits(given)
+    return "int4" if four_bits else "int8-block32"
+
+
+def _stores_four_bits(source: Path) -> bool:
+    from .gguf_file import GGUFFile  # imported here: a name in the catalogue needs no gguf once it is converted
+
+    with GGUFFile(source) as gguf:
+        return gguf.stores_four_bits
+
+
 def _files(name: str, given: Path | None, cache_dir: str | os.PathLike[str] | None) -> Mapping[str, Path]:
     return locate_files(name, cache_dir) if given is None else encoder.files_in(given) or {}
 
@@ -133,7 +149,7 @@ def _usable(target: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
 
 def _convert(source: Path, target: Path, name: str, identity: dict[str, Any], progress: Progress) -> dict[str, Any]:
     # Imported here: whoever loads a converted model needs neither gguf nor onnx.
-    from .gguf_file import FOUR_BITS, GGUFFile
+    from .gguf_file import GGUFFile
     from .graph import RECIPES, write_graph
     from .llama import read_config
     from .tokenizer import FILE, build_tokenizer
@@ -141,10 +157,10 @@ def _convert(source: Path, target: Path, name: str, identity: dict[str, Any], pr
     recipe = RECIPES[identity["precision"]]
     with GGUFFile(source) as gguf:
         config = read_config(gguf)
-        if recipe.lossless and not any(tensor.kind in FOUR_BITS for tensor in gguf.tensors.values()):
+        if recipe.lossless and not gguf.stores_four_bits:
             raise InvalidSettingError(
                 f"precision {identity['precision']!r} takes over blocks of 4 bits (Q4_0, Q4_1 or Q4_K), and {source} "
-                "stores none: choose 'int8', or round it with quantize_model(..., recipe='int4-kquant')"
+                "stores none: choose 'int8-block32', or round it with quantize_model(..., recipe='int4-kquant')"
             )
         tokenizer = build_tokenizer(gguf.metadata, source)
         facts: dict[str, Any] = {

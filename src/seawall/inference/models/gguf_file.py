@@ -84,7 +84,6 @@ _BLOCKS: dict[GGMLQuantizationType, Callable[[np.ndarray[Any, Any]], Parts]] = {
     GGMLQuantizationType.Q4_1: _q4_1,
     GGMLQuantizationType.Q4_K: _q4_k,
 }
-FOUR_BITS = frozenset(_BLOCKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +118,11 @@ class GGUFFile(MappedFile):
             self.close()
             raise
 
+    @property
+    def stores_four_bits(self) -> bool:
+        """Whether there are tensors that `quantized_q4` takes over."""
+        return any(tensor.kind in _BLOCKS for tensor in self.tensors.values())
+
     def dequantized(self, name: str) -> Weights:
         """The tensor's values as float32, whatever it is stored as."""
         info = self._info(name)
@@ -146,7 +150,7 @@ class GGUFFile(MappedFile):
     def quantized_q4(self, name: str) -> Blocks | None:
         """The blocks of a Q4_0, Q4_1 or Q4_K tensor as they are, else None."""
         info = self._info(name)
-        if info.kind not in FOUR_BITS:
+        if info.kind not in _BLOCKS:
             return None
         rows, size = info.shape[0], GGML_QUANT_SIZES[info.kind][1]
         scales, minima, codes = _BLOCKS[info.kind](self._stored(info).reshape(-1, size))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from seawall.inference.errors import CorruptModelError, MissingExtraError
+from seawall.inference.errors import CorruptModelError, InvalidPromptError, MissingExtraError
 
 try:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -107,8 +107,7 @@ class TextCodec:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text in which the model's control tokens act as such; for templates."""
-        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return tokens
+        return _ids(self._tokenizer, text)
 
     def encode_verbatim(self, text: str) -> list[int]:
         """Tokens of a text that is only text: a control token's name in it is spelled out in letters."""
@@ -116,8 +115,7 @@ class TextCodec:
             if self._verbatim is None:
                 self._verbatim = load_tokenizer(self._path)
                 self._verbatim.encode_special_tokens = True
-        tokens: list[int] = self._verbatim.encode(text, add_special_tokens=False).ids
-        return tokens
+        return _ids(self._verbatim, text)
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes that one token stands for; none for control and unknown tokens."""
@@ -131,6 +129,14 @@ class TextCodec:
     def decode(self, tokens: Sequence[int]) -> str:
         """The whole text of a list of tokens."""
         return b"".join(map(self.bytes_of, tokens)).decode("utf-8", errors="replace")
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    try:
+        found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    except TypeError as error:  # of a str, only where UTF-8 cannot hold it
+        raise InvalidPromptError("a text must be Unicode without lone surrogates: replace them first") from error
+    return found
 
 
 def load_tokenizer(path: Path) -> Any:

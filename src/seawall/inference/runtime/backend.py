@@ -9,10 +9,11 @@ import time
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from seawall.inference.errors import (
     BackendClosedError,
@@ -29,7 +30,7 @@ from . import loading, ort
 from .calls import Call, Cancellation, Watchdog, seconds_of
 from .closing import Closing
 from .inputs import Array, InputRules, Port
-from .outputs import check_finite
+from .outputs import check_finite, narrow_types, wanted
 from .providers import CPU, Provider
 from .report import Report, build_report
 from .threads import available_threads
@@ -62,7 +63,7 @@ class Backend(Closing):
         path: the model's file, or None for bytes.
         name: file name of the model, or "model" for bytes.
         inputs: what the model takes.
-        outputs: what it gives.
+        outputs: what its runs give.
         threads: threads that a run uses, the calling one included.
         memory_limit: most bytes that weights and runs may hold at once on the CPU, or None.
         room: what the weights leave of them for runs, or None.
@@ -83,6 +84,8 @@ class Backend(Closing):
         memory_limit: int | None,
         workers: int,
         digest: str,
+        loaded_at: int,
+        outputs: Sequence[str] | None = None,
         finite: bool = False,
     ) -> None:
         file = model.path if isinstance(model, ort.InMemory) else model
@@ -90,7 +93,7 @@ class Backend(Closing):
         self.name = "model" if isinstance(file, bytes) else Path(file).name
         session = opened.session
         self.inputs = tuple(Port.of(port) for port in session.get_inputs())
-        self.outputs = tuple(Port.of(port) for port in session.get_outputs())
+        self.outputs = wanted(outputs, tuple(Port.of(port) for port in session.get_outputs()))
         self.threads = threads
         self.memory_limit = memory_limit
         self.room = opened.room
@@ -99,8 +102,11 @@ class Backend(Closing):
         self._model = model
         self._requested = requested
         self._digest = digest
+        self._loaded_at = loaded_at
+        self._report: Report | None = None
         self._rules = InputRules(self.inputs, map(Port.of, session.get_overridable_initializers()))
         self._output_names = [port.name for port in self.outputs]
+        self._narrow = narrow_types(self.outputs)
         self._session: ort.Session | None = session
         self._process = os.getpid()
         self._closing = False
@@ -123,6 +129,7 @@ class Backend(Closing):
         memory_limit: int | None = None,
         workers: int = 1,
         strict: bool = True,
+        outputs: Sequence[str] | None = None,
         finite: bool = False,
         check_quality: bool = True,
     ) -> Self:
@@ -139,6 +146,7 @@ class Backend(Closing):
             workers: how many runs of coroutines may be at work at once; `run_sync` runs in its caller.
             strict: refuse to serve other than asked: a provider that is missing, does not start, takes none of
                 the nodes, or leaves some to one that is not listed. False warns, and serves with what there is.
+            outputs: names of those that runs give; the others cost no copy. None for all.
             finite: refuse to answer with NaN or infinity: NotFiniteOutputError. Costs a pass over the float outputs.
             check_quality: refuse a folder whose recorded scores are out of their gate's bounds; see `quality.record`.
 
@@ -147,6 +155,7 @@ class Backend(Closing):
             ModelError: CorruptModelError, ProviderError, InvalidSettingError, or RuntimeFailure.
         """
         source, name = loading.source_of(model)
+        loaded_at = time.time_ns()
         if not isinstance(source, bytes):
             manifest.check_folder(Path(source).parent, quality=check_quality)
         asked = loading.checked_settings(providers, threads, memory_limit, workers)
@@ -163,6 +172,8 @@ class Backend(Closing):
             memory_limit=memory_limit,
             workers=workers,
             digest=loading.digest_of(source),
+            loaded_at=loaded_at,
+            outputs=outputs,
             finite=finite,
         )
 
@@ -181,7 +192,8 @@ class Backend(Closing):
             cancellation: lets another thread end the run, within one node.
 
         Returns:
-            The outputs by name. NaN and infinity in them are the model's answer, and pass unless `finite` is set.
+            The outputs by name; bfloat16 and 8-bit floats are of ml_dtypes' types. NaN and infinity in them are the
+            model's answer, and pass unless `finite` is set.
 
         Raises:
             InvalidInputError: the model does not take these inputs; ONNX Runtime has not seen them.
@@ -239,10 +251,15 @@ class Backend(Closing):
             self._leave(call)
 
     def report(self) -> Report:
-        """What really serves: provider and kernel of every node. Builds the graph a second time, so keep it."""
+        """What really serves: provider and kernel of every node. The first one builds the graph a second time."""
         call, session = self._enter(None)
         try:
-            return build_report(self, session, self._model, self._requested, self._digest, self._workers.size)
+            known = self._report
+            if known is None:
+                known = self._report = build_report(
+                    self, session, self._model, self._requested, self._digest, self._loaded_at, self._workers.size
+                )
+            return replace(known, exactness=self.exactness)
         finally:
             self._leave(call)
 
@@ -287,6 +304,9 @@ class Backend(Closing):
         self._session = None
         _open.discard(self)
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"backend {self.name!r} belongs to this process: load it in each worker, instead of sending it")
+
     def __repr__(self) -> str:
         return f"<Backend {self.name!r}, {'closed' if self._closing else f'{len(self._calls)} calls'}>"
 
@@ -317,7 +337,10 @@ class Backend(Closing):
         """One run; a second one where memory ran out, since under a limit free memory may lie in pieces."""
         for last in (self.memory_limit is None, True):
             try:
-                answer = session.run(self._output_names, feed, call.options)
+                if self._narrow:
+                    answer = ort.run_narrow(session, self._output_names, self._narrow, feed, call.options)
+                else:
+                    answer = session.run(self._output_names, feed, call.options)
             except ort.EXCEPTIONS as error:
                 failure = ort.typed(f"running {self.name}", error)
                 if isinstance(failure, GenerationCancelledError):
@@ -327,7 +350,7 @@ class Backend(Closing):
             else:
                 outputs = dict(zip(self._output_names, answer, strict=True))
                 if self.finite:
-                    check_finite(self.name, outputs)
+                    check_finite(self.name, outputs, self._narrow)
                 return outputs
             ort.shrink(session, feed)
         raise AssertionError("unreachable")

@@ -113,7 +113,8 @@ class InputRules:
                     _described(value),
                     f"it is a {port.type}, which no numpy array carries to ONNX Runtime; let the model cast from float",
                 )
-            return  # sequences, maps, optionals
+            _check_made_up_of(port.name, port.type, value)
+            return
         if not isinstance(value, np.ndarray):
             raise InvalidInputError(port.name, _described(value), "a numpy array")
         if dtype is None and not _are_strings(value):
@@ -134,6 +135,37 @@ class InputRules:
 def dtype_of(port: Port) -> np.dtype[Any] | None:
     """Numpy's type of a port's values; None where numpy has none."""
     return _DTYPES.get(port.type)
+
+
+def _check_made_up_of(name: str, kind: str, value: Any) -> None:
+    """Raise for a value that is no sequence, map or optional as the type says; types that are rarer pass."""
+    outer, _, rest = kind.partition("(")
+    inner = rest[:-1]
+    if outer == "optional":
+        if value is not None:
+            _check_made_up_of(name, inner, value)
+    elif outer == "seq":
+        if not isinstance(value, list):
+            raise InvalidInputError(name, _described(value), f"a list, for a {kind}")
+        for item in value:
+            _check_made_up_of(name, inner, item)
+    elif outer == "map":
+        keys, _, values = inner.partition(",")
+        if not isinstance(value, dict):
+            raise InvalidInputError(name, _described(value), f"a dict, for a {kind}")
+        key_type, value_type = str if keys == "string" else int, str if "string" in values else (int, float, np.number)
+        for key, item in value.items():
+            if type(key) is not key_type or not isinstance(item, value_type) or isinstance(item, bool):
+                raise InvalidInputError(
+                    name, f"{type(item).__name__} under {type(key).__name__}", f"keys and values of a {kind}"
+                )
+    elif outer == "tensor":
+        dtype = _DTYPES.get(kind)
+        strings = kind == _STRINGS and isinstance(value, np.ndarray) and _are_strings(value)
+        if not strings and (dtype is None or not isinstance(value, np.ndarray) or value.dtype != dtype):
+            raise InvalidInputError(name, _described(value), f"an array of {dtype or inner}")
+        if not value.flags.c_contiguous:
+            raise InvalidInputError(name, f"{_described(value)} with gaps", "C-contiguous arrays")
 
 
 def _are_strings(value: Array) -> bool:

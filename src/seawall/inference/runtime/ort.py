@@ -8,7 +8,9 @@ to leave ONNX Runtime's own choice alone.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
+import ctypes
+import logging
+import math
 import os
 import re
 import sys
@@ -31,12 +33,10 @@ from seawall.inference.errors import (
     RuntimeMisuseError,
 )
 
+from .distributions import check_no_skew, check_single_distribution, installed_distributions
+
 _OPT_IN = "SEAWALL_ORT_TELEMETRY"
 _OPT_OUT = "ORT_DISABLE_TELEMETRY"
-_DISTRIBUTIONS = tuple(
-    f"onnxruntime{flavour}"
-    for flavour in ("", "-gpu", "-directml", "-openvino", "-qnn", "-rocm", "-migraphx", "-silicon", "-training")
-)
 
 
 def _silence_telemetry() -> None:
@@ -50,43 +50,6 @@ def _silence_telemetry() -> None:
             stacklevel=3,
         )
     os.environ[_OPT_OUT] = "1"
-
-
-def installed_distributions() -> list[str]:
-    """Installed distributions that bring a module `onnxruntime`, each with its version.
-
-    Asked for by name: listing what every installed package brings takes 0.2 s.
-    """
-    found = []
-    for name in _DISTRIBUTIONS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found.append(f"{name} {importlib.metadata.version(name)}")
-    return found
-
-
-def check_single_distribution(installed: list[str]) -> None:
-    """Raise where several distributions overwrote each other's `onnxruntime` folder."""
-    if len(installed) > 1:
-        raise RuntimeMisuseError(
-            "importing onnxruntime",
-            f"{' and '.join(installed)} are both installed and overwrite each other's files: "
-            "uninstall all of them, then install seawall[cpu] or seawall[gpu], never both",
-        )
-
-
-def check_no_skew(installed: Sequence[str], module: str, library: str) -> None:
-    """Raise where the installed distribution, the module that is imported and its library are of different versions.
-
-    That is what is left where one distribution overwrote another and was uninstalled again.
-    """
-    claimed = {name.rpartition(" ")[2] for name in installed}
-    if claimed <= {module} and module == library:
-        return
-    raise RuntimeMisuseError(
-        "importing onnxruntime",
-        f"{' and '.join(installed) or 'no distribution'} is installed, but the module is {module} and its library "
-        f"{library}: uninstall every onnxruntime distribution, then install seawall[cpu] or seawall[gpu] again",
-    )
 
 
 _silence_telemetry()
@@ -188,8 +151,42 @@ def _complete(options: Any, folder: Path, initializers: Mapping[str, np.ndarray[
 def run_options() -> RunOptions:
     """Fresh options for one run: the terminate flag is sticky, so they are never used twice."""
     options = _ort.RunOptions()
-    options.log_severity_level = 4
+    options.log_severity_level = _severity
     return options
+
+
+logger = logging.getLogger("seawall.onnxruntime")
+_LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
+_USUAL, _SILENT = 2, 4
+_severity = _SILENT  # of sessions that are loaded from now on, and of their runs: errors reach the caller as exceptions
+
+
+def log_runtime(level: int = logging.WARNING) -> None:
+    """Hand ONNX Runtime's own log to the logger `seawall.onnxruntime`, from this level on.
+
+    Off until called: it is for whoever asks why a provider did not start, or an optimization was left out. Call it
+    before models are loaded. It holds for the process, for sessions of others as well. What ONNX Runtime logs in
+    threads of its own does not pass Python, and goes to the standard error stream. `logging.CRITICAL` ends it.
+
+    Raises:
+        InvalidSettingError: not a level.
+        RuntimeMisuseError: this ONNX Runtime can't; 1.32 can.
+    """
+    global _severity
+    if type(level) is not int or level < 0:
+        raise InvalidSettingError(f"level must be one of logging's, a whole number from 0, got {level!r}")
+    register = getattr(_ort, "set_default_logger_callback", None)
+    if register is None:
+        raise RuntimeMisuseError("taking its log", f"version {version} has no way to hand it over; 1.32 has")
+    severity = next((index for index, known in enumerate(_LEVELS) if known >= level), _SILENT)
+    if severity == _SILENT:
+        _ort.set_default_logger_severity(_USUAL)  # first: taking the callback away leaves the level as it was
+    register(None if severity == _SILENT else _logged, severity)
+    _severity = severity
+
+
+def _logged(severity: int, category: str, logid: str, location: str, message: str) -> None:
+    logger.log(_LEVELS[min(severity, _SILENT)], "%s [%s]", message, location)
 
 
 def shared_value(array: np.ndarray[Any, Any]) -> OrtValue:
@@ -281,7 +278,7 @@ def _options(threads: int) -> Any:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
     options.execution_mode = _ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 4  # errors reach the caller as exceptions; ORT would print them as well
+    options.log_severity_level = _severity
     options.enable_mem_pattern = False  # a pattern is kept for every shape ever seen
     return options
 
@@ -331,10 +328,13 @@ def _room(limit: int) -> int:
     limited any more. ONNX Runtime tells what is left only in its refusal, so it is asked for far too much.
     """
     options = _options(1)
+    options.log_severity_level = _SILENT  # it is meant to fail
     options.add_session_config_entry("session.use_env_allocators", "1")
     probe = _ort.InferenceSession(_PROBE, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     try:
-        probe.run(None, {"n": np.array([1 << 50], np.int64)}, run_options())
+        silent = run_options()
+        silent.log_severity_level = _SILENT
+        probe.run(None, {"n": np.array([1 << 50], np.int64)}, silent)
     except EXCEPTIONS as error:
         found = re.search(r"Available memory of (\d+)", str(error))
         return min(int(found[1]), limit) if found else 0
@@ -344,6 +344,32 @@ def _room(limit: int) -> int:
 def _register_arena(limit: int) -> None:
     arena = _ort.OrtArenaCfg({"max_mem": limit, "arena_extend_strategy": 1})  # 1: kSameAsRequested
     _ort.create_and_register_allocator(_ort.OrtMemoryInfo(*_CPU_ARENA), arena)
+
+
+def run_narrow(
+    session: Session,
+    names: Sequence[str],
+    narrow: Mapping[str, np.dtype[Any]],
+    feed: Mapping[str, Any],
+    options: RunOptions,
+) -> list[Any]:
+    """A run of a model with outputs of the types `narrow`, by name, which ONNX Runtime makes no numpy arrays of."""
+    values = {name: _ort.OrtValue.ortvalue_from_numpy(value) for name, value in feed.items()}
+    found = session.run_with_ort_values(list(names), values, options)
+    return [
+        _copied(value, narrow[name]) if name in narrow else value.numpy()
+        for name, value in zip(names, found, strict=True)
+    ]
+
+
+def _copied(value: OrtValue, kind: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    assert value.device_name() == "cpu", "outputs of a run come to the CPU"
+    shape = value.shape()
+    size = math.prod(shape) * kind.itemsize
+    if not size:
+        return np.empty(shape, kind)
+    memory = (ctypes.c_uint8 * size).from_address(value.data_ptr())
+    return np.frombuffer(memory, kind).reshape(shape).copy()
 
 
 def assigned_nodes(session: Session) -> list[Node]:
@@ -357,6 +383,7 @@ def assigned_nodes(session: Session) -> list[Node]:
 def shrink(session: Session, feed: Mapping[str, Any]) -> None:
     """Give the arena's unused memory back to the system, in 35 us: a run that is terminated before its first node."""
     options = run_options()
+    options.log_severity_level = _SILENT
     options.add_run_config_entry(*_SHRINK)
     options.terminate = True
     with contextlib.suppress(*EXCEPTIONS):

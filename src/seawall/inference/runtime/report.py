@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections import Counter
@@ -58,7 +59,9 @@ class Report:
 
     Attributes:
         model: file name of the model, or "model" for bytes.
-        digest: SHA-256 of the model's file as it was loaded; files of external data are not part of it.
+        digest: SHA-256 of the model's file as it was loaded; of a list of all `files` where it has external data.
+        files: (name, SHA-256) of the model's file and of each file of its external data; or "changed since it was
+            loaded". Empty for bytes.
         onnxruntime: version of ONNX Runtime.
         providers: the session's providers, in order of preference.
         requested: those that were asked for.
@@ -76,6 +79,7 @@ class Report:
 
     model: str
     digest: str
+    files: tuple[tuple[str, str], ...]
     onnxruntime: str
     providers: tuple[str, ...]
     requested: tuple[str, ...]
@@ -102,6 +106,7 @@ class Report:
         rows = [
             ("model", self.model),
             ("sha256", self.digest),
+            *((f"file {name}", digest) for name, digest in self.files[1:]),
             ("onnxruntime", f"{self.onnxruntime}, telemetry {'may be on' if self.telemetry else 'off'}"),
             ("providers", f"{', '.join(self.providers)} (asked for: {', '.join(self.requested)})"),
             ("threads", f"{self.threads} a run, {'shared by all models' if self.shared_pool else 'its own pool'}"),
@@ -139,14 +144,18 @@ def build_report(
     model: str | bytes | ort.InMemory,
     requested: Sequence[tuple[str, Mapping[str, str]]],
     digest: str,
+    loaded_at: int,
     workers: int,
 ) -> Report:
-    """The report of a loaded session."""
+    """The report of a session that was loaded at this time, in nanoseconds of the wall clock."""
     assigned = ort.assigned_nodes(session)
+    source, optimized = _graphs(model, requested)
+    files = _files(model, source, digest, loaded_at)
     expanded = model.expanded if isinstance(model, ort.InMemory) else frozenset[str]()
     return Report(
         model=backend.name,
-        digest=digest,
+        digest=digest if len(files) < 2 else hashlib.sha256(repr(files).encode()).hexdigest(),
+        files=files,
         onnxruntime=ort.version,
         providers=tuple(session.get_providers()),
         requested=tuple(name for name, _ in requested),
@@ -160,7 +169,7 @@ def build_report(
         outputs=backend.outputs,
         nodes=tuple(
             row._replace(kind="expanded") if row.kind and row.name in expanded else row
-            for row in describe(*_graphs(model, requested), assigned, session.get_providers())
+            for row in describe(source, optimized, assigned, session.get_providers())
         ),
         exactness=backend.exactness,
     )
@@ -198,10 +207,44 @@ def _graphs(model: str | bytes | ort.InMemory, requested: Sequence[tuple[str, Ma
         entries = {
             "session.optimized_model_external_initializers_file_name": _WEIGHTS,
             "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+            "session.disable_prepacking": "1",  # nobody runs it: a second copy of the weights less
         }
-        ort.open_session(model, providers=requested, threads=1, entries=entries, optimized_to=written)
+        try:
+            ort.open_session(model, providers=requested, threads=1, entries=entries, optimized_to=written)
+        except ort.EXCEPTIONS as error:  # such as where the file or its external data is gone
+            raise ort.typed("building the graph again, for a report", error) from error
         optimized = onnx.load(written, load_external_data=False)
     return source.graph, optimized.graph
+
+
+def _files(model: str | bytes | ort.InMemory, graph: Any, digest: str, loaded_at: int) -> tuple[tuple[str, str], ...]:
+    """The model's file with the digest it had, then those of its external data as they are now."""
+    path = model.path if isinstance(model, ort.InMemory) else model
+    if isinstance(path, bytes):
+        return ()
+    folder = Path(path).parent
+    return (
+        (Path(path).name, digest),
+        *((name, _digest(folder / name, loaded_at)) for name in sorted(_locations(graph))),
+    )
+
+
+def _digest(path: Path, loaded_at: int) -> str:
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if max(status.st_mtime_ns, status.st_ctime_ns) > loaded_at:
+                return "changed since it was loaded"
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return "changed since it was loaded"
+
+
+def _locations(graph: Any) -> set[str]:
+    """Names of the files that the graph's tensors lie in."""
+    tensors = [tensor for one in _all_graphs(graph) for tensor in one.initializer]
+    tensors += [attribute.t for node in _all_nodes(graph) for attribute in node.attribute]
+    return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
 
 
 def _all_graphs(graph: Any) -> Iterable[Any]:

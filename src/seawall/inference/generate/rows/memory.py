@@ -12,6 +12,7 @@ page tables all along.
 from __future__ import annotations
 
 import ctypes
+import errno
 import math
 import mmap
 import os
@@ -64,34 +65,73 @@ class Layout:
         return math.lcm(mmap.PAGESIZE, self.vector_bytes) // self.vector_bytes
 
 
-class Segment:
-    """Positions of some prompt, written once: `tokens` of them, a whole number of pages.
+class Arena:
+    """One memory file for all segments, so that they take one file descriptor however many they are.
 
-    Dropping it frees them, once no row has them mapped.
+    Segments have places of their own in it. A freed one gives its pages back, and its place to the next of its size.
     """
 
-    __slots__ = ("__weakref__", "array", "descriptor", "tokens")
+    def __init__(self) -> None:
+        self.descriptor = os.memfd_create("seawall-prompts", os.MFD_CLOEXEC)
+        self._end = 0
+        self._free: dict[int, list[int]] = {}
+        self._owner = os.getpid()
 
-    def __init__(self, layout: Layout, tokens: int) -> None:
-        self.tokens = tokens
-        shape = (layout.layers, 2, layout.heads, tokens, layout.width)
-        size = tokens * layout.token_bytes
-        if SHARES:
-            self.descriptor = os.memfd_create("seawall-prompt", os.MFD_CLOEXEC)
-            try:
-                os.ftruncate(self.descriptor, size)
-                memory = mmap.mmap(self.descriptor, size)
-            except BaseException:
-                os.close(self.descriptor)
-                raise
-            self.array = np.frombuffer(memory, layout.dtype).reshape(shape)
-        else:
-            self.descriptor = -1
-            self.array = np.empty(shape, layout.dtype)
+    def take(self, size: int) -> int:
+        """Where so many bytes may be written. OSError where there is no room for them."""
+        if places := self._free.get(size):
+            return places.pop()
+        os.ftruncate(self.descriptor, self._end + size)
+        self._end += size
+        return self._end - size
+
+    def give_back(self, place: int, size: int) -> None:
+        """Free them. Not in a fork, where segments are forgotten that the parent goes on with."""
+        if os.getpid() == self._owner and _libc.fallocate(self.descriptor, _PUNCH_HOLE, place, size) == 0:
+            self._free.setdefault(size, []).append(place)
 
     def __del__(self) -> None:
         if getattr(self, "descriptor", -1) >= 0:
             os.close(self.descriptor)
+
+
+class Segment:
+    """Positions of some prompt, written once: `tokens` of them, a whole number of pages.
+
+    Dropping it frees them, so whoever has them mapped holds on to it.
+    """
+
+    __slots__ = ("__weakref__", "_array", "_shape", "arena", "layout", "place", "tokens")
+
+    def __init__(self, layout: Layout, tokens: int, arena: Arena | None) -> None:
+        self.layout = layout
+        self.tokens = tokens
+        self.place = -1
+        self.arena = arena
+        self._shape = (layout.layers, 2, layout.heads, tokens, layout.width)
+        self._array: Array | None = None
+        if arena is None:
+            self._array = np.empty(self._shape, layout.dtype)
+        else:
+            self.place = arena.take(self.bytes)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all its positions."""
+        return self.tokens * self.layout.token_bytes
+
+    @property
+    def array(self) -> Array:
+        """[layers, 2, heads, tokens, width], mapped for as long as somebody looks at it."""
+        if self._array is not None:
+            return self._array
+        assert self.arena is not None
+        memory = mmap.mmap(self.arena.descriptor, self.bytes, offset=self.place)
+        return np.frombuffer(memory, self.layout.dtype).reshape(self._shape)
+
+    def __del__(self) -> None:
+        if self.arena is not None and self.place >= 0:
+            self.arena.give_back(self.place, self.bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +171,16 @@ class RowMemory:
         )
         self._base = self.array.ctypes.data
         self.lengths = [0] * rows
+        self._touched = [0] * rows  # positions committed, as far as runs wrote beyond what came to be used
         self._pieces: list[tuple[Piece, ...]] = [()] * rows  # mapped copy-on-write at the row's beginning
+        self._mapped: list[set[Segment]] = [set() for _ in range(rows)]  # also where only some strips could be
+        self._arena = Arena() if SHARES else None
 
     @property
     def committed_bytes(self) -> int:
         """Bytes of the rows' own pages and of the segments that are mapped, each counted once."""
-        page, per_token = self.layout.page_tokens, self.layout.token_bytes
-        own = sum(-(-length // page) * page - self.shared(row) for row, length in enumerate(self.lengths) if length)
-        segments = {piece.segment for pieces in self._pieces for piece in pieces}
-        return (own + sum(segment.tokens for segment in segments)) * per_token
+        own = sum(self._own_pages(row) for row in range(self.rows)) * self.layout.page_tokens
+        return (own + sum(segment.tokens for segment in self.segments)) * self.layout.token_bytes
 
     @property
     def used_bytes(self) -> int:
@@ -150,65 +191,129 @@ class RowMemory:
             for piece in pieces
             for position in range(piece.start, piece.stop, self.layout.page_tokens)
         }
-        own = sum(length - self.shared(row) for row, length in enumerate(self.lengths))
+        own = sum(max(0, length - self.shared(row)) for row, length in enumerate(self.lengths))
         return (own + len(mapped) * self.layout.page_tokens) * self.layout.token_bytes
+
+    @property
+    def segments(self) -> set[Segment]:
+        """Those that some row has mapped."""
+        return {piece.segment for pieces in self._pieces for piece in pieces}
+
+    def segments_of(self, row: int) -> set[Segment]:
+        """Those that a row has mapped."""
+        return {piece.segment for piece in self._pieces[row]}
 
     def shared(self, row: int) -> int:
         """Positions of a row that are mapped from segments."""
         return sum(piece.tokens for piece in self._pieces[row])
 
+    def touch(self, row: int, stop: int) -> None:
+        """A run is about to write a row's positions up to `stop`, although it may not come to use them all."""
+        self._touched[row] = max(self._touched[row], stop)
+
     def adopt(self, row: int, pieces: tuple[Piece, ...]) -> None:
         """Let a row begin with these positions, in place of what it has there."""
-        start = 0
+        start, mapped = 0, SHARES
+        taken: list[Piece] = []
         for piece in pieces:
-            if SHARES:
-                self._map(row, start, piece)
+            mapped = mapped and self._map(row, start, piece)
+            if mapped:
+                taken.append(piece)
             else:
                 self.array[:, :, row, :, start : start + piece.tokens] = piece.segment.array[
                     :, :, :, piece.start : piece.stop
                 ]
             start += piece.tokens
-        self._pieces[row] = pieces if SHARES else ()
+        self._pieces[row] = tuple(taken)
         self.lengths[row] = max(self.lengths[row], start)
 
-    def publish(self, row: int, start: int, stop: int) -> Segment:
-        """Copy positions of a row, whole pages, into a segment of their own."""
-        segment = Segment(self.layout, stop - start)
-        segment.array[:] = self.array[:, :, row, :, start:stop]
+    def share(self, row: int, start: int, stop: int) -> Segment:
+        """Move positions of a row, whole pages, into a segment, which the row then has mapped.
+
+        `start` is where what the row shares already ends. One strip goes after the other, so that no more than a strip
+        is ever there twice.
+        """
+        segment = Segment(self.layout, stop - start, self._arena)
+        array = segment.array
+        piece = Piece(segment, 0, stop - start)
+        mapped = SHARES and start == self.shared(row)
+        for strip in range(self.layout.strips):
+            where, head = divmod(strip, self.layout.heads)
+            layer, kind = divmod(where, 2)
+            array[layer, kind, head] = self.array[layer, kind, row, head, start:stop]
+            mapped = mapped and self._map_strip(row, start, piece, strip)
+        if mapped:
+            self._pieces[row] += (piece,)
         return segment
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let a free row begin with the first positions of another: whole pages are shared, the rest is copied."""
+        self.adopt(target, self._pieces[source])
+        start = self.shared(target)
+        if start < length:
+            self.array[:, :, target, :, start:length] = self.array[:, :, source, :, start:length]
+        self.lengths[target] = length
 
     def move(self, source: int, target: int) -> None:
         """Let the sequence of one row go on in another, which is free."""
         pieces, length = self._pieces[source], self.lengths[source]
         self.adopt(target, pieces)
         start = self.shared(target)
-        self.array[:, :, target, :, start:length] = self.array[:, :, source, :, start:length]
+        for strip in range(self.layout.strips):
+            where, head = divmod(strip, self.layout.heads)
+            layer, kind = divmod(where, 2)
+            self.array[layer, kind, target, head, start:length] = self.array[layer, kind, source, head, start:length]
+            self._free(source, strip)
         self.lengths[target] = length
-        self.release(source)
+        self._forget(source)
 
     def release(self, row: int) -> None:
         """Give back all pages of a row."""
-        page, length = self.layout.page_tokens, self.lengths[row]
-        if length:
-            size = -(-length // page) * page * self.layout.vector_bytes
-            for strip in range(self.layout.strips):
-                if self._pieces[row]:
-                    _map_fixed(self._address(row, strip), size)
-                elif hasattr(self._memory, "madvise"):
-                    self._memory.madvise(mmap.MADV_DONTNEED, self._address(row, strip) - self._base, size)
+        for strip in range(self.layout.strips):
+            self._free(row, strip)
+        self._forget(row)
+
+    def _own_pages(self, row: int) -> int:
+        page = self.layout.page_tokens
+        return -(-max(self.lengths[row], self._touched[row]) // page) - self.shared(row) // page
+
+    def _free(self, row: int, strip: int) -> None:
+        pages = self._own_pages(row) + self.shared(row) // self.layout.page_tokens
+        if not pages:
+            return
+        size = pages * self.layout.page_tokens * self.layout.vector_bytes
+        if self._mapped[row]:
+            _map_fixed(self._address(row, strip), size)
+        elif hasattr(self._memory, "madvise"):
+            self._memory.madvise(mmap.MADV_DONTNEED, self._address(row, strip) - self._base, size)
+
+    def _forget(self, row: int) -> None:
         self._pieces[row] = ()
-        self.lengths[row] = 0
+        self._mapped[row].clear()
+        self.lengths[row] = self._touched[row] = 0
 
     def _address(self, row: int, strip: int) -> int:
         part, head = divmod(strip, self.layout.heads)
         return self._base + ((part * self.rows + row) * self.layout.heads + head) * self._strip_bytes
 
-    def _map(self, row: int, start: int, piece: Piece) -> None:
+    def _map(self, row: int, start: int, piece: Piece) -> bool:
+        return all(self._map_strip(row, start, piece, strip) for strip in range(self.layout.strips))
+
+    def _map_strip(self, row: int, start: int, piece: Piece, strip: int) -> bool:
+        """False where the process has as many mappings as the system allows; what was there before stays."""
         vector = self.layout.vector_bytes
-        for strip in range(self.layout.strips):
-            offset = (strip * piece.segment.tokens + piece.start) * vector
-            address = self._address(row, strip) + start * vector
-            _map_fixed(address, piece.tokens * vector, piece.segment.descriptor, offset)
+        segment = piece.segment
+        assert segment.arena is not None
+        offset = segment.place + (strip * segment.tokens + piece.start) * vector
+        address = self._address(row, strip) + start * vector
+        try:
+            _map_fixed(address, piece.tokens * vector, segment.arena.descriptor, offset)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            return False
+        self._mapped[row].add(segment)
+        return True
 
 
 def _private_memory(size: int) -> mmap.mmap:
@@ -222,6 +327,8 @@ if SHARES:
     _libc = ctypes.CDLL(None, use_errno=True)
     _libc.mmap.restype = ctypes.c_void_p
     _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64)
+    _libc.fallocate.argtypes = (*[ctypes.c_int] * 2, *[ctypes.c_int64] * 2)
+_PUNCH_HOLE = 0x03  # FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE
 _FIXED = 0x10  # MAP_FIXED of Linux, which Python's mmap has no name for
 
 

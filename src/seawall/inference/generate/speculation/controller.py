@@ -17,10 +17,10 @@ from .drafter import Proposal
 
 _MEMORY = 0.97  # of what was seen: about the last 33 proposals of a class
 _PRIOR = 4.0  # proposals that the drafter's own expectation counts for
-_ALLOWANCE = 0.02  # share of the time that speculation may lose against plain decoding before it has to stop
-_GRACE = 4.0  # plain passes that it may lose besides, so that it can begin at all
+_ALLOWANCE = 0.01  # share of the time that speculation may lose against plain decoding
+_GRACE = 0.6  # plain passes that it may lose besides, so that it can begin at all
 _FORGIVES = 0.995  # of that loss, what is left to hold against it a round later
-_WORST = 3.0  # times what a round should have taken
+_WORST = 1.5  # times what a round should have taken
 _LIKELY = 0.85  # acceptance of a drafter of which nothing is known
 _EXPERIMENTS = 0.01  # share of the time that may go into drafts that are not expected to pay
 _SHORT, _LONG = 8, 512  # rounds between experiments: doubled by every failure
@@ -97,13 +97,20 @@ class Controller:
         if self._length is not None:
             return self._fixed(offers, min(most, self._length))
         best, gain = Plan(None), 0.0
-        if self._ahead >= -_ALLOWANCE * self._spent - _GRACE * self.costs.plain() / self.costs.load:
+        if any(offer is None or offer for offer in offers) and (stake := self._stake()) > 0:
             for drafter, offer in enumerate(offers):
-                chances = self._chances(drafter, offer, most)
+                affordable = self._affordable(drafter, most, stake)
+                chances = self._chances(drafter, offer, affordable)
                 length, found = self._outlook(drafter, chances)
                 if found > gain:
-                    best, gain = Plan(drafter, length if self.free[drafter] else most), found
+                    best, gain = Plan(drafter, length if self.free[drafter] else affordable), found
         return self._experiment(offers, most) if best.drafter is None else best
+
+    def promises(self, drafter: int, strength: int) -> bool:
+        """Whether a draft that begins with a proposal of this strength pays if all goes well after it."""
+        if self._length is not None:
+            return True
+        return self._outlook(drafter, [self.chance(drafter, strength)] + [_HOPE] * (self._most - 1))[1] > 0
 
     def another(self, plan: Plan, survival: float, drafted: int) -> bool:
         """Whether one more token is worth its price; `survival` is the chance that all before it are accepted."""
@@ -122,27 +129,34 @@ class Controller:
         classes[min(strength, len(classes) - 1)].saw(hit)
         self._typical[drafter].saw(hit)
 
-    def learn(self, plan: Plan, drafted: int, decided: int, draft_seconds: float, target_seconds: float) -> None:
-        """How a round went: tokens drafted and decided, and the time of the draft and of the pass."""
+    def learn(
+        self, plan: Plan, drafted: int, decided: int, draft_seconds: float, target_seconds: float, *, passes: int = 1
+    ) -> None:
+        """How a round went: tokens drafted and decided, and the time of the draft and of the pass.
+
+        Several plain rounds may be told at once, as so many `passes`.
+        """
         if drafted:
             self.costs.saw_verify(drafted + 1, target_seconds)
         else:
-            self.costs.saw_plain(target_seconds)
+            self.costs.saw_plain(target_seconds / passes)
         if plan.drafter is not None and drafted and not self.free[plan.drafter]:
             self.costs.saw_draft(plan.drafter, drafted, draft_seconds)
         seconds = (draft_seconds + target_seconds) / self.costs.load
         plain = self.costs.plain() / self.costs.load
         self._spent += seconds
-        expected = self.costs.verify(drafted + 1) if drafted else self.costs.plain()
-        if plan.drafter is not None:
-            expected += drafted * self.costs.draft(plan.drafter)
-        counted = min(seconds, _WORST * expected / self.costs.load)  # a pass that was interrupted proves nothing
-        # What was won long ago is no excuse for losing now.
-        self._ahead = min(_FORGIVES * self._ahead + decided * plain - counted, plain * 64)
-        self._recent = [0.9 * self._recent[0] + decided, 0.9 * self._recent[1] + seconds]
+        # What was won long ago is no excuse for losing now. Plain passes win and lose nothing, however long they took.
+        self._ahead *= _FORGIVES**passes
+        if drafted:
+            assert plan.drafter is not None
+            expected = (self.costs.verify(drafted + 1) + drafted * self.costs.draft(plan.drafter)) / self.costs.load
+            self._ahead += decided * plain - min(seconds, _WORST * expected)  # an interrupted pass proves nothing
+            self._ahead = min(self._ahead, plain * 64)
+        kept = 0.9**passes
+        self._recent = [kept * self._recent[0] + decided, kept * self._recent[1] + seconds]
         for drafter, wait in enumerate(self._wait):
             if drafter != plan.drafter:
-                self._quiet[drafter] += 1
+                self._quiet[drafter] += passes
                 continue
             self._quiet[drafter] = 0
             if plan.experiment:
@@ -163,6 +177,17 @@ class Controller:
             tokens += survival
         length = min(length, len(chances))
         return tokens, self.costs.verify(length + 1) + length * self.costs.draft(plan.drafter)
+
+    def _stake(self) -> float:
+        """Seconds that may be lost in a round: what speculation has won, and what it is allowed to lose."""
+        plain = self.costs.plain() / self.costs.load
+        return (self._ahead + _ALLOWANCE * self._spent + _GRACE * plain) * self.costs.load
+
+    def _affordable(self, drafter: int, most: int, stake: float) -> int:
+        """Tokens that may be drafted if all of them may be refused."""
+        base, more = self.costs.verify(2), self.costs.verify(3) - self.costs.verify(2)
+        price = self.costs.draft(drafter) + more
+        return min(most, max(0, int((stake + self.costs.plain() - base + more) / price)))
 
     def _pace(self) -> float:
         """Seconds a token takes at present: never more than a plain pass."""

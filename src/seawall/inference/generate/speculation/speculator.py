@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import accumulate
+from operator import mul
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +21,29 @@ from .target import Rows, Target
 from .verify import Probabilities, verify_chosen, verify_drawn
 
 _STREAM = 1
+_TOGETHER = 8  # plain passes that the controller hears of at once: to tell it of each would cost a hundredth of each
+
+
+class Attempt(NamedTuple):
+    """A draft that waits for the target's verdict.
+
+    Attributes:
+        plan: what it was drafted for.
+        offers: what every drafter proposed.
+        draft: the proposals that go to the target.
+        seconds: that they took; `late` of these went into reading what the drafter had not seen yet.
+    """
+
+    plan: Plan
+    offers: Sequence[Sequence[Proposal] | None]
+    draft: Sequence[Proposal]
+    seconds: float
+    late: float
+
+    @property
+    def tokens(self) -> list[int]:
+        """The drafted tokens."""
+        return [proposal.token for proposal in self.draft]
 
 
 class Speculator:
@@ -51,7 +77,11 @@ class Speculator:
         self._counts = {"tokens": 0, "plain": 0, "rejected": 0, "partial": 0, "complete": 0}
         self._seconds = {"draft": 0.0, "target": 0.0, "verify": 0.0}
         self._expected = [0.0, 0.0]  # tokens, and plain passes they should cost
+        self._timed = 0  # tokens, and verifying passes, that were not shared with other sequences
+        self._verifying = 0
         self._late = 0.0  # seconds of a draft that went into reading what the drafter had not seen yet
+        self._plain = 0  # passes that the controller has not heard of yet, and their seconds
+        self._plain_seconds = 0.0
 
     def begin(self, token: int) -> None:
         """The first token of the answer, which came with the prompt."""
@@ -64,26 +94,62 @@ class Speculator:
         `pending` is the last decided token, which the target has not read; `room` is how many tokens may be
         decided. The answer ends with its end token, if that is among them.
         """
+        attempt = self.propose(room, options)
+        begun = self._clock()
+        base = self._target.length
+        rows = self._target.extend([pending, *attempt.tokens], options)
+        decided = self.settle(attempt, rows, begun)
+        self._target.rewind(base + len(decided))
+        return decided
+
+    def propose(self, room: int, options: ort.RunOptions) -> Attempt:
+        """A draft as long as pays in a pass of this sequence's own; often none."""
         begun = self._clock()
         self._late = 0.0
-        turn = Turn(self._settings.most, self._chooser, self._settings.rule == "drawn", options)
-        offers = [list(d.propose(turn)) if free else None for d, free in zip(self._draftings, self._free, strict=True)]
+        turn = self._turn(options)
+        offers = [self._offer(index, turn) if free else None for index, free in enumerate(self._free)]
         plan = self._controller.plan(offers, room - 1)
-        draft = self._draft(plan, offers, turn)
-        drafted = self._clock()
-        base = self._target.length
-        rows = self._target.extend([pending, *(proposal.token for proposal in draft)], options)
-        decided = self._verify(draft, rows)
-        self._target.rewind(base + len(decided))
-        self._count(plan, offers, draft, decided, drafted - begun, self._clock() - drafted)
-        self._commit(plan, offers, draft, decided)
+        draft = self._draft(plan, offers, turn) if plan.drafter is not None else ()
+        return Attempt(plan, offers, draft, self._clock() - begun, self._late)
+
+    def offers(self, options: ort.RunOptions) -> list[list[Proposal] | None]:
+        """What each drafter that costs nothing proposes, at most; None for one that costs."""
+        turn = self._turn(options)
+        return [list(d.propose(turn)) if free else None for d, free in zip(self._draftings, self._free, strict=True)]
+
+    def shared(self, offers: Sequence[Sequence[Proposal] | None], drafter: int | None, length: int) -> Attempt:
+        """A draft of what was offered, to be verified in a pass that other sequences share."""
+        offer = offers[drafter] if drafter is not None and length > 0 else None
+        plan = Plan(drafter, length) if offer else Plan(None)
+        return Attempt(plan, offers, list((offer or ())[:length]), 0.0, 0.0)
+
+    def outlook(self, offers: Sequence[Sequence[Proposal] | None], room: int) -> tuple[int | None, list[float]]:
+        """The drafter among those that made an offer of which most is expected, and each token's chance."""
+        most = min(room - 1, self._settings.most if self._settings.length is None else self._settings.length)
+        best: tuple[float, int | None, list[float]] = (0.0, None, [])
+        for drafter, offer in enumerate(offers):
+            chances = [self._controller.chance(drafter, proposal.strength) for proposal in (offer or ())[:most]]
+            expected = sum(accumulate(chances, mul))
+            if expected > best[0]:
+                best = expected, drafter, chances
+        return best[1], best[2]
+
+    def settle(self, attempt: Attempt, rows: Rows, begun: float | None) -> list[int]:
+        """What a pass over the last decided token and the draft decides, given the logits after each of them.
+
+        `begun` is when the pass began; None where it was shared, so that its time says nothing of this sequence.
+        """
+        decided = self._verify(attempt.draft, rows)
+        if begun is not None:
+            self._learn(attempt, len(decided), self._clock() - begun)
+        self._count(attempt, decided)
+        self._commit(attempt.plan, attempt.offers, attempt.draft, decided, rows)
         return decided
 
     def statistics(self) -> SpeculationStatistics:
         """What came of it so far."""
         counts, seconds = self._counts, self._seconds
         rounds = sum(counts[kind] for kind in ("plain", "rejected", "partial", "complete"))
-        verifying = rounds - counts["plain"]
         plain = self._controller.costs.plain()
         spent = seconds["draft"] + seconds["target"]
         paid = [i for i, free in enumerate(self._free) if not free]
@@ -99,9 +165,9 @@ class Speculator:
             target_seconds=seconds["target"],
             plain_seconds=plain,
             draft_cost=self._controller.costs.draft(paid[0]) / plain if paid else 0.0,
-            verification_cost=seconds["verify"] / verifying / plain if verifying else 0.0,
+            verification_cost=seconds["verify"] / self._verifying / plain if self._verifying else 0.0,
             predicted_speedup=self._expected[0] / self._expected[1] if self._expected[1] else 1.0,
-            observed_speedup=counts["tokens"] * plain / spent if spent else 1.0,
+            observed_speedup=self._timed * plain / spent if spent else 1.0,
         )
 
     def close(self) -> None:
@@ -109,9 +175,15 @@ class Speculator:
         for drafting in self._draftings:
             drafting.close()
 
-    def _draft(self, plan: Plan, offers: Sequence[Sequence[Proposal] | None], turn: Turn) -> list[Proposal]:
-        if plan.drafter is None:
+    def _offer(self, drafter: int, turn: Turn) -> list[Proposal]:
+        """What a free drafter proposes; its first token alone where nothing that may follow could make up for it."""
+        proposals = self._draftings[drafter].propose(turn)
+        if (first := next(proposals, None)) is None:
             return []
+        return [first, *proposals] if self._controller.promises(drafter, first.strength) else [first]
+
+    def _draft(self, plan: Plan, offers: Sequence[Sequence[Proposal] | None], turn: Turn) -> list[Proposal]:
+        assert plan.drafter is not None
         if (offer := offers[plan.drafter]) is not None:
             return list(offer[: plan.most])
         draft: list[Proposal] = []
@@ -131,6 +203,8 @@ class Speculator:
         return draft
 
     def _verify(self, draft: Sequence[Proposal], rows: Rows) -> list[int]:
+        if not draft and self._settings.rule == "chosen":
+            return [self._chooser.choose(rows[0])]
         tokens = [proposal.token for proposal in draft]
         threshold = self._settings.accept_above
         chooser = self._chooser
@@ -161,6 +235,7 @@ class Speculator:
         offers: Sequence[Sequence[Proposal] | None],
         draft: Sequence[Proposal],
         decided: Sequence[int],
+        rows: Rows,
     ) -> None:
         """Tell everybody what was decided, and the controller whose guesses those were."""
         if plan.drafter is not None and not self._free[plan.drafter]:
@@ -174,24 +249,39 @@ class Speculator:
                     if guess.token != token:
                         guesses = iter(())
                 drafting.extend(token)
-        for token in decided:
-            self._chooser.decide(token)
+        for token, logits in zip(decided, rows, strict=False):  # a rejected token has logits too
+            self._chooser.decide(token, logits)
 
-    def _count(
-        self,
-        plan: Plan,
-        offers: Sequence[Sequence[Proposal] | None],
-        draft: Sequence[Proposal],
-        decided: Sequence[int],
-        draft_seconds: float,
-        target_seconds: float,
-    ) -> None:
-        tokens, seconds = self._controller.expect(plan if draft else Plan(None), offers)
+    def _learn(self, attempt: Attempt, decided: int, target_seconds: float) -> None:
+        plan, draft = attempt.plan, attempt.draft
+        self._timed += decided
+        self._seconds["draft"] += attempt.seconds
+        self._seconds["target"] += target_seconds
+        if not draft and plan.drafter is None:
+            self._plain += 1
+            self._plain_seconds += target_seconds
+            if self._plain >= _TOGETHER:
+                self._learn_plain()
+            return
+        self._learn_plain()
+        tokens, seconds = self._controller.expect(plan if draft else Plan(None), attempt.offers)
         self._expected[0] += tokens
         self._expected[1] += seconds / self._controller.costs.plain()
-        self._controller.learn(plan, len(draft), len(decided), draft_seconds - self._late, target_seconds)
-        self._seconds["draft"] += draft_seconds
-        self._seconds["target"] += target_seconds
+        self._controller.learn(plan, len(draft), decided, attempt.seconds - attempt.late, target_seconds)
+        if draft:
+            self._seconds["verify"] += target_seconds
+            self._verifying += 1
+
+    def _learn_plain(self) -> None:
+        """Tell the controller of the plain passes since it last heard of any."""
+        if self._plain:
+            self._controller.learn(Plan(None), 0, self._plain, 0.0, self._plain_seconds, passes=self._plain)
+            self._expected[0] += self._plain
+            self._expected[1] += self._plain
+            self._plain, self._plain_seconds = 0, 0.0
+
+    def _count(self, attempt: Attempt, decided: Sequence[int]) -> None:
+        plan, draft = attempt.plan, attempt.draft
         self._counts["tokens"] += len(decided)
         accepted = 0
         while accepted < min(len(draft), len(decided)) and draft[accepted].token == decided[accepted]:
@@ -199,10 +289,13 @@ class Speculator:
         if not draft or plan.drafter is None:
             self._counts["plain"] += 1
             return
-        self._seconds["verify"] += target_seconds
         outcome = "complete" if accepted == len(draft) else "partial" if accepted else "rejected"
         self._counts[outcome] += 1
-        self._tallies[self._settings.drafters[plan.drafter].name].add(len(draft), accepted, draft_seconds)
+        self._tallies[self._settings.drafters[plan.drafter].name].add(len(draft), accepted, attempt.seconds)
+
+    def _turn(self, options: ort.RunOptions) -> Turn:
+        most = self._settings.length or self._settings.most
+        return Turn(most, self._chooser, self._settings.rule == "drawn", options)
 
 
 def certain(token: int, vocabulary: int) -> Probabilities:

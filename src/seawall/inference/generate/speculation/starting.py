@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from seawall.inference.errors import InvalidSettingError
@@ -12,6 +13,7 @@ from ..slot import Slot
 from .controller import Controller
 from .costs import Costs
 from .drafter import Drafting, Host
+from .forced import Forced
 from .settings import Speculation
 from .speculator import Speculator
 from .target import SlotTarget
@@ -32,8 +34,11 @@ def begin(
 ) -> Callable[[Slot], Started]:
     """What to call with the slot once the first step runs: measuring and indexing take time.
 
-    `hold` is given every drafter at work as soon as it exists, to be closed with the sequence.
+    `hold` is given every drafter at work as soon as it exists, to be closed with the sequence. A constrained answer
+    is also drafted for with what its constraint forces.
     """
+    if chooser.course is not None and settings.drafters:
+        settings = replace(settings, drafters=(*settings.drafters, Forced()))
 
     def start(slot: Slot) -> Started:
         exactness = decoder.exactness() if settings.exact else None

@@ -42,8 +42,9 @@ class MicroBatcher(Closing):
     """Joins requests that come close together into one run of a stateless model, and takes the outputs apart again.
 
     For any number of tasks, event loops and threads at once. A request is one row or a few, along axis 0 of every
-    input. A batch runs once it is full, or its oldest request has waited `max_delay` seconds; rows of different
-    shapes, or of different buckets of `padding`, do not share one.
+    input. One that comes while nothing else is there runs at once. Others run once their batch is full, or its oldest
+    request has waited `max_delay` seconds; rows of different shapes, or of different buckets of `padding`, do not share
+    one.
 
     What one user sends must not change what another one gets. So at construction the model is tried out: rows alone,
     among others and among outliers. One whose rows depend on their neighbours, as `quantize_dynamic` makes them, is
@@ -62,7 +63,7 @@ class MicroBatcher(Closing):
 
     async def main():
         async with Backend.load(parse_model(text).SerializeToString()) as backend:
-            async with MicroBatcher(backend, max_size=3, max_delay=10) as batcher:
+            async with MicroBatcher(backend, max_size=3, max_delay=10, eager=False) as batcher:
                 rows = [np.full((1, 2), number, np.float32) for number in range(3)]
                 answers = await asyncio.gather(*(batcher.run({"x": row}) for row in rows))
                 print([answer["y"].tolist() for answer in answers], batcher.counts().batches, batcher.exactness.kind)
@@ -75,6 +76,8 @@ class MicroBatcher(Closing):
         backend: the model. It stays the caller's, unless `owns` is given.
         max_size: most rows of one run.
         max_delay: seconds that a request waits for others, at most; 0 joins only what came while a run was at work.
+        eager: run a request at once that comes while no other is waiting or running: when traffic is sparse, waiting
+            gains nothing. False makes each wait for company.
         max_tokens: most positions of one run, rows times padded length; None for no bound of its own.
         max_queued: most rows that wait at once; one more is refused with BatchQueueFullError.
         padding: how rows of different lengths come to have one; None runs rows of equal shapes together alone.
@@ -102,6 +105,7 @@ class MicroBatcher(Closing):
         *,
         max_size: int = 32,
         max_delay: float | timedelta = 0.002,
+        eager: bool = True,
         max_tokens: int | None = None,
         max_queued: int = 1024,
         padding: Padding | None = None,
@@ -130,7 +134,14 @@ class MicroBatcher(Closing):
         self._owns = owns
         self._process = os.getpid()
         self._line = Line(
-            self.name, backend.run_sync, layout, waiting, max_queued=max_queued, isolate=isolate, watch=watch
+            self.name,
+            backend.run_sync,
+            layout,
+            waiting,
+            max_queued=max_queued,
+            isolate=isolate,
+            eager=eager,
+            watch=watch,
         )
         self._threads: list[threading.Thread] = []
         self._watchdog = Watchdog(f"seawall {self.name} deadlines")

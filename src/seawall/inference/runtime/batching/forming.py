@@ -15,6 +15,8 @@ class Waits(Protocol):
     def shape(self) -> Shape: ...  # noqa: D102
     @property
     def arrived(self) -> float: ...  # noqa: D102
+    @property
+    def patience(self) -> float: ...  # noqa: D102 - seconds that it waits for others at most
 
 
 R = TypeVar("R", bound=Waits)
@@ -34,7 +36,8 @@ class Group(Generic[R]):
 class Waiting(Generic[R]):
     """The requests that wait for a batch, first come first served.
 
-    A batch is due once its group holds all that fits in one, or its oldest request has waited `max_delay` seconds.
+    A batch is due once its group holds all that fits in one, or its oldest request has waited as long as it may:
+    its patience, and `max_delay` at most.
     Of the batches that are due the one whose oldest request came first is taken, so a stream of full batches
     cannot hold up a request of another shape for longer than that.
     """
@@ -103,4 +106,7 @@ class Waiting(Generic[R]):
         return group.rows >= self.most_rows(group.padded)
 
     def _due(self, group: Group[R]) -> float:
-        return -math.inf if self._full(group) else next(iter(group.requests)).arrived + self.max_delay
+        if self._full(group):
+            return -math.inf
+        oldest = next(iter(group.requests))
+        return oldest.arrived + min(oldest.patience, self.max_delay)

@@ -97,6 +97,7 @@ class Request:
         "error",
         "feed",
         "outputs",
+        "patience",
         "run",
         "shape",
         "waiting",
@@ -109,6 +110,7 @@ class Request:
         self.bell = bell
         self.deadline = deadline
         self.arrived = time.monotonic()
+        self.patience = math.inf
         self.waiting = False
         self.run: Run | None = None
         self.done = False
@@ -143,11 +145,13 @@ class Line:
         *,
         max_queued: int,
         isolate: bool,
+        eager: bool = False,
         watch: Watch | None = None,
     ) -> None:
         self.name = name
         self.layout = layout
         self.isolate = isolate
+        self.eager = eager
         self.watch = watch
         self.max_queued = max_queued
         self.lock = threading.RLock()  # reentrant: a signal handler may close meanwhile
@@ -186,6 +190,8 @@ class Line:
     def add(self, request: Request) -> None:
         """Take a request in; with the lock held."""
         request.waiting = True
+        if self.eager and not self.in_flight:
+            request.patience = 0.0
         self.counts["requests"] += 1
         if self._waiting.add(request):
             self.changed.notify()
