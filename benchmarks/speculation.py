@@ -1,12 +1,13 @@
 """Speculative decoding beside plain decoding of the same model, on ten prompts of seven kinds.
 
-In each round every prompt is answered plainly and speculatively, one right after the other and in changing order; a
-speed-up is the ratio of the two rates after the first token, and a figure the mean over prompts of the
-medians over rounds. Plain is the decoder as it comes, without the padding that exactness may ask for. Every
+In each round every prompt is answered plainly and speculatively by turns of a few tokens, so that a busy neighbour
+slows both alike; a speed-up is the ratio of the two rates after the first token, and a figure the mean over prompts of
+the medians over rounds. Plain is the decoder as it comes, without the padding that exactness may ask for. Every
 speculative answer is compared with that of the same target without drafts: a difference ends the run.
 
     figure                            what
-    TARGET_mean/worst_speedup         greedy; TARGET is fp32 (n-gram and lossless INT4 self-draft) or int8 (n-gram)
+    TARGET_mean/worst_speedup         greedy; TARGET is fp32 (n-gram and lossless INT4 self-draft), int8 or int4
+                                      (n-gram)
     TARGET_KIND_speedup               of one kind of prompt
     sampled_TARGET_mean/worst_speedup temperature 0.8
     int8/int4_draft_acceptance        of self-drafts for fp32, greedy, 4 tokens in every round
@@ -14,7 +15,13 @@ speculative answer is compared with that of the same target without drafts: a di
     predicted_over_observed           what the controller promised by what came out, fp32, greedy
     divergence_error                  classic experiment: largest relative error of (1 - a^(k+1)) / (1 - a), k = 3
 
-The int8 target keeps its cache in int8, so that passes of any number of tokens agree and exactness needs no padding.
+The int8 and int4 targets keep their cache in int8, so that passes of any number of tokens agree and exactness needs no
+padding. With --peers, each in its own process with two threads, against its own plain decoding of the same prompts:
+
+    PEER_mean/worst/KIND_speedup      transformers_lookup (prompt lookup, 4 tokens), transformers_assisted (by a
+                                      bfloat16 copy of itself), llamacpp_lookup (prompt lookup, 2 tokens, Q4_1)
+    PEER_tok_s, TARGET_tok_s          mean over prompts of the speculative rates, and of ours
+    PEER_same_answers                 share of answers that are those of its plain decoding
 """
 
 import json as json_format
@@ -24,8 +31,10 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import _peer_models
 import numpy as np
 from _harness import arguments, print_figures, write_results
+from _peer_workers import Peer
 from _plot import HEIGHT, LEFT, RIGHT, SVG, TOP, WIDTH, _text
 
 from seawall.inference import Decoder, Greedy, Sampling, models
@@ -43,6 +52,13 @@ PROMPTS = Path(__file__).with_name("speculation_prompts.json")
 PLOT = Path(__file__).parents[1] / "docs/img/speculation-divergence.svg"
 ROUNDS = 3
 TOKENS = 96
+TURN = 6
+PEERS = {  # name of the figures: plain, speculative, form of the model
+    "transformers_lookup": ("transformers", "transformers-lookup", "hf"),
+    "transformers_assisted": ("transformers", "transformers-assisted", "hf"),
+    "llamacpp_lookup": ("llamacpp", "llamacpp-lookup", "q4"),
+}
+PEER_DISTRIBUTIONS = ("llama-cpp-python", "transformers", "torch")
 SAMPLED = Sampling(temperature=0.8, seed=7)
 DIVERGENCES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 DISTRIBUTIONS = ("onnxruntime", "numpy", "tokenizers")
@@ -57,6 +73,14 @@ class Answer(NamedTuple):
     speculation: SpeculationStatistics | None
 
 
+class Ratios(NamedTuple):
+    """Speed-ups of every round, and answers, by prompt."""
+
+    speedups: list[list[float]]
+    rates: list[list[float]]
+    same_as_plain: float
+
+
 class Case(NamedTuple):
     """A target and how its answers are speculated upon."""
 
@@ -68,10 +92,11 @@ class Case(NamedTuple):
 
 def run(json: Path | None, *, peers: bool) -> dict[str, float]:
     """Measure, print, and write what was measured."""
-    models.add(NAME)
+    gguf = models.add(NAME)
     with (
         Decoder.load(NAME, precision="fp32") as fp32,
         Decoder.load(NAME, precision="int8", kv="int8") as int8,
+        Decoder.load(NAME, precision="int4", kv="int8") as int4,
         Decoder.load(NAME, precision="int8") as draft8,
         Decoder.load(NAME, precision="int4") as draft4,
     ):
@@ -81,8 +106,10 @@ def run(json: Path | None, *, peers: bool) -> dict[str, float]:
         cases = [
             Case("fp32", fp32, hybrid, Greedy()),
             Case("int8", int8, lookup, Greedy()),
+            Case("int4", int4, lookup, Greedy()),
             Case("sampled_fp32", fp32, hybrid, SAMPLED),
             Case("sampled_int8", int8, lookup, SAMPLED),
+            Case("sampled_int4", int4, lookup, SAMPLED),
         ]
         figures: dict[str, float] = {}
         samples: dict[str, Any] = {}
@@ -94,10 +121,13 @@ def run(json: Path | None, *, peers: bool) -> dict[str, float]:
     figures["divergence_error"], samples["divergence"] = divergence_experiment()
     PLOT.parent.mkdir(exist_ok=True)
     PLOT.write_text(picture(samples["divergence"]))
-    notes = ["Peers are not measured yet."] if peers else []
-    print_figures("speculation", figures, notes)
+    if peers:
+        files = _peer_models.prepared(gguf)
+        for name, (plain, speculative, form) in PEERS.items():
+            figures |= peer_compared(name, plain, speculative, files[form], prompts, samples)
+    print_figures("speculation", figures)
     if json is not None:
-        write_results(json, figures, samples, DISTRIBUTIONS)
+        write_results(json, figures, samples, (*DISTRIBUTIONS, *(PEER_DISTRIBUTIONS if peers else ())))
     return figures
 
 
@@ -106,34 +136,95 @@ def compared(case: Case, prompts: list[tuple[str, list[int]]], samples: dict[str
     exact = Speculation(drafters=())
     expected = [answer(case.target, prompt, exact, case.sampling).tokens for _, prompt in prompts]
     ratios: list[list[float]] = [[] for _ in prompts]
+    rates: list[list[float]] = [[] for _ in prompts]
     stats: list[SpeculationStatistics] = []
     same_as_plain = 0
     for number in range(ROUNDS):
         for index, (_, prompt) in enumerate(prompts):
-            found: dict[bool, Answer] = {}
-            for speculative in (True, False) if number % 2 else (False, True):
-                setting = case.speculation if speculative else None
-                found[speculative] = answer(case.target, prompt, setting, case.sampling)
-            if found[True].tokens != expected[index]:
+            plain, speculative = raced(case, prompt, plain_first=bool(number % 2))
+            if speculative.tokens != expected[index]:
                 sys.exit(f"{case.name}: the answer to prompt {index} is not the target's own")
-            same_as_plain += found[False].tokens == expected[index]
-            ratios[index].append(found[True].rate / found[False].rate)
-            if (statistic := found[True].speculation) is not None:
-                stats.append(statistic)
-    medians = [statistics.median(values) for values in ratios]
-    kinds = {kind: [m for (k, _), m in zip(prompts, medians, strict=True) if k == kind] for kind, _ in prompts}
-    samples[case.name] = {
-        "speedups": ratios,
+            same_as_plain += plain.tokens == expected[index]
+            ratios[index].append(speculative.rate / plain.rate)
+            rates[index].append(speculative.rate)
+            if speculative.speculation is not None:
+                stats.append(speculative.speculation)
+    found = summary(case.name, prompts, Ratios(ratios, rates, same_as_plain / (ROUNDS * len(prompts))), samples)
+    samples[case.name]["predicted_over_observed"] = statistics.mean(
+        s.predicted_speedup / s.observed_speedup for s in stats
+    )
+    return found | {f"{case.name}_tokens_per_pass": sum(s.tokens for s in stats) / sum(s.rounds for s in stats)}
+
+
+def peer_compared(
+    name: str, plain: str, speculative: str, model: Path, prompts: list[tuple[str, list[int]]], samples: dict[str, Any]
+) -> dict[str, float]:
+    """Speed-ups of a peer over its own plain decoding, one answer right after the other."""
+    ratios: list[list[float]] = [[] for _ in prompts]
+    rates: list[list[float]] = [[] for _ in prompts]
+    same = 0
+    with Peer(name, plain, model) as one, Peer(name, speculative, model) as other:
+        for peer in (one, other):
+            peer.answer(prompts[0][1], 8)  # warm-up
+        for number in range(ROUNDS):
+            for index, (_, prompt) in enumerate(prompts):
+                found = {}
+                for peer in (one, other) if number % 2 else (other, one):
+                    found[peer] = peer.answer(prompt, TOKENS)
+                ratios[index].append(found[other].rate / found[one].rate)
+                rates[index].append(found[other].rate)
+                same += found[one].tokens == found[other].tokens
+    share = same / (ROUNDS * len(prompts))
+    return summary(name, prompts, Ratios(ratios, rates, share), samples) | {f"{name}_same_answers": share}
+
+
+def summary(
+    name: str, prompts: list[tuple[str, list[int]]], found: Ratios, samples: dict[str, Any]
+) -> dict[str, float]:
+    """Figures of what was measured by prompt; the raw numbers go into `samples`."""
+    samples[name] = {
+        "speedups": found.speedups,
+        "tok_s": found.rates,
         "kinds": [kind for kind, _ in prompts],
-        "predicted_over_observed": statistics.mean(s.predicted_speedup / s.observed_speedup for s in stats),
-        "same_as_unpadded_plain": same_as_plain / (ROUNDS * len(prompts)),
+        "same_as_unpadded_plain": found.same_as_plain,
     }
+    medians = [statistics.median(values) for values in found.speedups]
+    kinds = {kind: [m for (k, _), m in zip(prompts, medians, strict=True) if k == kind] for kind, _ in prompts}
     return {
-        f"{case.name}_mean_speedup": statistics.mean(medians),
-        f"{case.name}_worst_speedup": min(medians),
-        **{f"{case.name}_{kind}_speedup": statistics.mean(values) for kind, values in kinds.items()},
-        f"{case.name}_tokens_per_pass": sum(s.tokens for s in stats) / sum(s.rounds for s in stats),
+        f"{name}_mean_speedup": statistics.mean(medians),
+        f"{name}_worst_speedup": min(medians),
+        **{f"{name}_{kind}_speedup": statistics.mean(values) for kind, values in kinds.items()},
+        f"{name}_tok_s": statistics.mean(statistics.median(values) for values in found.rates),
     }
+
+
+def raced(case: Case, prompt: list[int], *, plain_first: bool) -> tuple[Answer, Answer]:
+    """The plain and the speculative answer, which advance by turns of `TURN` tokens, and of the rounds they end in."""
+    spent = [0.0, 0.0]
+    with (
+        case.target.start(prompt, max_tokens=TOKENS, sampling=case.sampling) as plain,
+        case.target.start(
+            prompt, max_tokens=TOKENS, sampling=case.sampling, speculation=case.speculation
+        ) as speculative,
+    ):
+        pair = (plain, speculative)
+        for sequence in pair:
+            while not sequence.tokens:
+                sequence.step()
+        order = [0, 1] if plain_first else [1, 0]
+        while not all(sequence.finished for sequence in pair):
+            for which in order:
+                sequence = pair[which]
+                goal = len(sequence.tokens) + TURN
+                begun = time.perf_counter()
+                while not sequence.finished and (len(sequence.tokens) < goal or sequence._decided):
+                    sequence.step()
+                spent[which] += time.perf_counter() - begun
+            order.reverse()
+        return (
+            Answer(list(plain.tokens), (len(plain.tokens) - 1) / spent[0], None),
+            Answer(list(speculative.tokens), (len(speculative.tokens) - 1) / spent[1], speculative.speculation),
+        )
 
 
 def answer(target: Decoder, prompt: list[int], speculation: Speculation | None, sampling: Rules) -> Answer:
