@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seawall import SLO, BudgetExhausted, Bulkhead, BulkheadFullError, CircuitOpenError, RateLimitedError, use_clock
-from seawall.testing import run
+from seawall.slo.brownout import BrownedOutError
+from seawall.testing import VirtualClock, run
 
 
 def call(guard, now, error=None, took=0.0):
@@ -214,3 +215,98 @@ def test_a_budget_that_a_new_target_makes_whole_may_be_exhausted_and_told_again(
         guard.update(target=0.9)
         guard.admit().failure(OSError())
     assert len(heard) == 2
+
+
+class Answer:
+    def __init__(self, status):
+        self.status = status
+
+
+def by_status(answer, error):
+    if error is not None:
+        return None if isinstance(error, LookupError) else False
+    return None if answer.status == 404 else answer.status < 500
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_a_classifier_says_what_a_result_and_an_error_count_as(kind):
+    slo = SLO("answers", target=0.9, latency=1.0, classify=by_status)
+    clock = VirtualClock()
+
+    def answer(status, seconds=0.0):
+        clock.advance(seconds)
+        if isinstance(status, Exception):
+            raise status
+        return Answer(status)
+
+    async def answer_async(*args):
+        return answer(*args)
+
+    def call(*args):
+        if kind == "plain":
+            return slo(answer)(*args)
+        return asyncio.run(slo(answer_async)(*args))
+
+    with use_clock(clock):
+        for args in [(200,), (200, 2.0), (503,), (404,)]:
+            call(*args)
+        for error in (OSError(), LookupError()):
+            with pytest.raises(type(error)):
+                call(error)
+    seen = slo.snapshot()
+    assert (seen.good, seen.bad, seen.neither) == (1, 3, 2)
+
+
+def test_a_refusal_by_choice_is_told_apart_behind_a_classifier_too():
+    heard = []
+
+    class Told:
+        def observe(self, source, burn):
+            heard.append((burn.good, burn.bad))
+
+    clock = VirtualClock()
+    slo = SLO("answers", target=0.9, classify=lambda result, error: error is None, actions=[Told()])
+    with use_clock(clock):
+        for _ in range(3):
+            with pytest.raises(BrownedOutError), slo.scope():
+                raise BrownedOutError("dimmer", 1.0)
+            clock.advance(2.0)
+        slo.snapshot()
+    assert slo.snapshot().bad == 3
+    assert heard[-1] == (0, 0)
+
+
+def test_a_cancelled_call_is_neither_and_its_classifier_is_not_asked():
+    asked = []
+    slo = SLO("answers", target=0.9, classify=lambda *given: asked.append(given) or True)
+    with pytest.raises(KeyboardInterrupt), slo.scope():
+        raise KeyboardInterrupt
+    assert (slo.snapshot().neither, asked) == (1, [])
+
+
+@pytest.mark.parametrize("answer", [3, "good", ZeroDivisionError])
+def test_a_classifier_that_fails_is_logged_and_the_call_counts_as_without_it(answer, caplog):
+    def broken(result, error):
+        if answer is ZeroDivisionError:
+            raise answer
+        return answer
+
+    slo = SLO("answers", target=0.9, classify=broken)
+    assert slo(lambda: 1)() == 1
+    with pytest.raises(OSError), slo.scope():
+        raise OSError
+    assert (slo.snapshot().good, slo.snapshot().bad) == (1, 1)
+    assert "the call goes on" in caplog.text
+
+
+def test_a_classifier_may_change_and_go_but_not_come_while_in_use():
+    slo = SLO("answers", target=0.9)
+    with pytest.raises(ValueError, match="classify of SLO 'answers' can't be added"):
+        slo.update(classify=by_status)
+    slo = SLO("answers", target=0.9, classify=by_status)
+    call = slo(lambda: Answer(503))
+    slo.update(classify=lambda result, error: True)
+    call()
+    slo.update(classify=None)
+    call()
+    assert slo.snapshot().good == 2

@@ -32,3 +32,9 @@ def test_the_same_hold_again_keeps_one_that_a_relapse_made_longer():
     ladder.hold = 600.0
     ladder.configure(step_up=5.0, hold=300.0, minimum_calls=20)
     assert (ladder.hold, ladder.step_up, ladder.minimum_calls) == (600.0, 5.0, 20)
+
+
+@pytest.mark.parametrize(("bad", "level"), [(1, 1), (2, 2)])
+def test_one_bad_call_that_was_in_flight_takes_no_further_step(bad, level):
+    ladder = climbed()
+    assert ladder.judge(20.0, alert=True, factor=6.0, good=100, bad=100 + bad, tolerated=0.001) == level

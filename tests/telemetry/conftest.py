@@ -41,7 +41,7 @@ def nobody_elses_policies():
 def nothing_is_left_on():
     yield
     assert (watching.tracer, watching.timing, watching.hooked) == (None, False, False)
-    assert answering.watch is None
+    assert (answering.watch, answering.watch_step) == (None, None)
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import io
 import logging
 import pkgutil
 import sys
@@ -32,13 +33,15 @@ from seawall import (
 from seawall.core.events import Event
 from seawall.core.policy import PolicyBase
 from seawall.core.watching import BOUNDS, MOST_ERRORS, MOST_NAMES, error_type
+from seawall.engine import Deployment, Replicas, Supervised
+from seawall.engine.metering import EngineMeter
 from seawall.slo.brownout import BrownOut, Refuse
 from seawall.telemetry import gen_ai, spans
 from seawall.telemetry.happenings import level_of, name_of
 from seawall.telemetry.ledger import PIPELINE_DURATION
+from seawall.telemetry.names import prometheus_name
 from seawall.telemetry.otel import PIPELINE_CALLS
-from seawall.telemetry.prometheus import prometheus_name
-from seawall.telemetry.readings import DESCRIPTIONS, counters_of, gauges_of, unit_of
+from seawall.telemetry.readings import DESCRIPTIONS, counters_of, gauges_of, is_counter, unit_of
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "telemetry-reference.md"
 HEAD = f"""# Telemetry reference
@@ -54,8 +57,8 @@ amounts are added up, and of shares and states the worst one is told.
 ANSWERS = f"""Scope `{gen_ai.SCOPE}`, conventions {gen_ai.VERSION}; histograms with `gen_ai.operation.name`,
 `gen_ai.provider.name`, `gen_ai.request.model`, and `error.type` or `gen_ai.token.type`.
 """
-NAMES = f"""A guarded call has the name of its pipeline, or of the function; an extra attempt is `retry` or `hedge`;
-a batch is `batch`; an answer is `{gen_ai.OPERATION}` and the engine's name. All are of kind INTERNAL.
+NAMES = """A guarded call has the name of its pipeline, or of the function; an extra attempt is `retry` or `hedge`;
+a batch is `batch`; an answer is its operation and the engine's name. All are of kind INTERNAL.
 """
 
 
@@ -79,7 +82,11 @@ def policies() -> list[PolicyBase]:
         Cache("n", ttl=1.0),
         LoadShedder("n"),
         Chaos("n", exception=KeyError),
+        EngineMeter("n"),
         hosts,
+        Deployment("n", io.StringIO()),  # anything that closes
+        Supervised("n", io.StringIO),
+        Replicas("n", {"a": io.StringIO()}),
     ]
 
 
@@ -113,7 +120,7 @@ def metrics() -> Iterator[list[str]]:
     known = attributes()
     for metric, text in DESCRIPTIONS.items():
         if metric != PIPELINE_DURATION:
-            counter = metric.endswith((".calls", ".events"))
+            counter = is_counter(metric)
             name = prometheus_name(metric) + ("_total" if counter else "")
             given = told(known.get(metric, {"policy.name": []}))
             kind = "counter" if counter else "gauge"

@@ -12,9 +12,12 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry
 
 from seawall import SLO, Bulkhead, CircuitBreaker, Pipeline, RateLimiter, Retry, use_clock
+from seawall.engine import Usage
+from seawall.engine.metering import EngineMeter
 from seawall.telemetry import install
+from seawall.telemetry.names import prometheus_name
 from seawall.telemetry.otel import PIPELINE_CALLS
-from seawall.telemetry.prometheus import prometheus_name
+from seawall.telemetry.readings import TOKENS
 from seawall.testing import VirtualClock
 
 CALLS = st.lists(st.tuples(st.sampled_from(["well", "fail", "again", "leave"]), st.floats(0.0, 12.0)), max_size=40)
@@ -147,3 +150,24 @@ def test_a_pushed_histogram_has_the_same_calls_and_seconds(fresh):
     assert (point.count, round(point.sum, 6)) == (3, 30.3)
     assert point.explicit_bounds[:3] == (0.005, 0.01, 0.025)
     assert dict(point.attributes) == {"pipeline.name": "agreeing", "outcome": "success"}
+
+
+@given(answers=st.lists(st.tuples(*[st.integers(0, 1000)] * 5), max_size=20))
+@settings(max_examples=20, deadline=None)
+def test_tokens_of_an_engine_have_metrics_of_their_own_that_agree(answers):
+    meter = EngineMeter("agreeing")
+    reader, registry = InMemoryMetricReader(), CollectorRegistry()
+    uninstall = install(meter_provider=MeterProvider([reader]), registry=registry)
+    earlier = _tokens(registry)
+    for answer in answers:
+        meter.finished(Usage(*answer))
+    theirs, now = of_opentelemetry(reader), _tokens(registry)
+    uninstall()
+    for index, name in enumerate(TOKENS[:5]):
+        assert now[name] - earlier[name] == sum(answer[index] for answer in answers)
+        assert theirs[f"seawall.engine.{name}", frozenset({("policy.name", "agreeing")})] == now[name]
+
+
+def _tokens(registry):
+    labels = {"policy_name": "agreeing"}
+    return {name: registry.get_sample_value(f"seawall_engine_{name}_total", labels) for name in TOKENS}

@@ -7,7 +7,6 @@ import json
 import tomllib
 from contextlib import aclosing
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from opentelemetry import trace
@@ -16,7 +15,9 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CollectorRegistry
 
-from seawall import Engine, use_clock
+from seawall import Pipeline, use_clock
+from seawall.core import answering
+from seawall.core.answering import Asked
 from seawall.inference.errors import RuntimeFailure
 from seawall.telemetry import gen_ai, install
 from seawall.testing import VirtualClock
@@ -25,39 +26,31 @@ SECRET = "my secret question"
 
 
 class Model:
-    """A decoder that needs a second for its first token and a tenth for each other one."""
+    """Tells of its answers as an engine does, and needs a second for its first token and a tenth for each other one."""
 
     def __init__(self, clock, words=("one ", "two ", "three"), fails=False):
         self.clock, self.words, self.fails = clock, words, fails
         self.inside = []
 
-    def encode_chat(self, prompt):
-        return [1] * 7
+    async def steps(self, prompt):
+        with answering.watched(Asked("tiny", prompt, max_tokens=9)) as answer:
+            answer.read(7)
+            for index, word in enumerate(self.words):
+                await asyncio.to_thread(self.step, 0.1 if index else 1.0)
+                answer.piece(word, None if word != self.words[-1] else "stop")
+                yield word
 
-    def start(self, tokens, **_):
-        left = list(self.words)
-
-        def step():
-            self.inside.append(trace.get_current_span().get_span_context())
-            if self.fails:
-                raise RuntimeFailure("decoding", "broken")
-            self.clock.advance(1.0 if len(left) == len(self.words) else 0.1)
-            text = left.pop(0)
-            return SimpleNamespace(token=1, text=text, finish=None if left else "stop", read=0)
-
-        return SimpleNamespace(step=step, cancel=lambda: None, close=lambda: None)
-
-    def close(self):
-        pass
+    def step(self, seconds):
+        self.inside.append(trace.get_current_span().get_span_context())
+        if self.fails:
+            raise RuntimeFailure("decoding", "broken")
+        self.clock.advance(seconds)
 
 
 def ask(model, prompt=SECRET, leave_after=None):
     async def main():
         seen = 0
-        async with (
-            Engine(lambda: model, name="tiny", policies=()) as engine,
-            aclosing(engine.stream(prompt, max_tokens=9)) as pieces,
-        ):
+        async with aclosing(Pipeline(name="tiny.generate")(model.steps)(prompt)) as pieces:
             async for _ in pieces:
                 seen += 1
                 if seen == leave_after:
@@ -122,6 +115,35 @@ def test_texts_are_recorded_only_where_asked_for(provider, model):
     asked, answered = json.loads(attributes["gen_ai.input.messages"]), json.loads(attributes["gen_ai.output.messages"])
     assert asked == [{"role": "user", "parts": [{"type": "text", "content": SECRET}]}]
     assert answered[0]["parts"][0]["content"] == "one two three"
+
+
+def test_a_text_that_is_completed_verbatim_is_no_chat_and_its_samples_grow_at_once(provider, fresh):
+    registry, clock = CollectorRegistry(), VirtualClock()
+    uninstall = install(tracer_provider=provider, registry=registry, prompts=True)
+    with use_clock(clock), answering.watched(Asked("tiny", [1, 2, 3], 9, chat=False, samples=2)) as answer:
+        answer.read(3)
+        for turn in range(4):  # a second for the first tokens of both samples, then two tenths for each two
+            clock.advance(1.0 if turn == 0 else 0.2)
+            answer.piece("a", "stop" if turn == 3 else None)
+            answer.piece("b", "length" if turn == 3 else None, 1)
+    (span,) = provider.finished()
+    labels = {
+        "gen_ai_operation_name": "text_completion",
+        "gen_ai_provider_name": "onnxruntime",
+        "gen_ai_request_model": "tiny",
+    }
+    seconds = registry.get_sample_value("gen_ai_server_time_per_output_token_seconds_sum", labels)
+    uninstall()
+    assert seconds == pytest.approx(0.2)
+    assert span.name == "text_completion tiny"
+    assert span.attributes["gen_ai.request.choice.count"] == 2
+    assert span.attributes["gen_ai.response.finish_reasons"] == ("stop", "length")
+    assert span.attributes["gen_ai.input.messages"] == "[]"  # tokens have no text
+    told = json.loads(span.attributes["gen_ai.output.messages"])
+    assert [(one["parts"][0]["content"], one["finish_reason"]) for one in told] == [
+        ("aaaa", "stop"),
+        ("bbbb", "length"),
+    ]
 
 
 def test_a_failed_answer_is_an_error_and_one_that_was_left_is_none(spans, model):

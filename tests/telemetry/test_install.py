@@ -22,7 +22,7 @@ from seawall.core import watching
 from seawall.inference import Backend, MicroBatcher
 from seawall.telemetry import TelemetryConflictError, batch_span, install
 from seawall.telemetry.install import _registries
-from seawall.telemetry.prometheus import prometheus_name
+from seawall.telemetry.names import prometheus_name
 from seawall.telemetry.readings import DESCRIPTIONS
 
 SOURCE = Path(watching.__file__).parent.parent
@@ -92,7 +92,7 @@ def test_the_rows_of_a_batch_are_a_span_that_links_to_those_of_their_requests(pr
     async def main():
         async with (
             Backend.load(parse_model(text).SerializeToString()) as backend,
-            MicroBatcher(backend, max_size=3, max_delay=10, watch=batch_span) as batcher,
+            MicroBatcher(backend, max_size=3, max_delay=10, eager=False, watch=batch_span) as batcher,
         ):
             await asyncio.gather(*(ask(batcher, number) for number in range(3)))
             uninstall()
@@ -122,6 +122,7 @@ def test_importing_registers_nothing():
         "assert threading.active_count() == 1\n"
         "assert not any('seawall' in name for name in prometheus_client.REGISTRY._names_to_collectors)\n"
         "assert (watching.tracer, watching.timing, watching.hooked, answering.watch) == (None, False, False, None)\n"
+        "assert answering.watch_step is None\n"
         "assert not events.audience(())\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

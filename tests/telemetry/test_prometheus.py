@@ -6,6 +6,7 @@ import asyncio
 import gc
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, generate_latest
@@ -31,8 +32,13 @@ from seawall import (
     use_clock,
 )
 from seawall.core import watching
+from seawall.core.policy import GuardPolicy
+from seawall.engine.deployment import Deployment
+from seawall.engine.metering import EngineMeter
+from seawall.engine.supervision import Supervised
 from seawall.telemetry import TelemetryConflictError, install
-from seawall.telemetry.prometheus import PoliciesCollector, prometheus_name
+from seawall.telemetry.names import prometheus_name
+from seawall.telemetry.prometheus import PoliciesCollector
 from seawall.telemetry.readings import DESCRIPTIONS
 from seawall.testing import VirtualClock
 
@@ -284,7 +290,24 @@ def test_every_reading_has_a_description_and_its_name_a_unit(registry):
     assert names <= {prometheus_name(metric) for metric in DESCRIPTIONS}
 
 
+def test_a_policy_of_the_users_own_kind_is_exported_too(registry):
+    class Gate(GuardPolicy):
+        kind = "gate"
+
+        def counters(self):
+            return {"opened": 2}
+
+        def gauges(self):
+            return {"height": 3.0}
+
+    gate = Gate("front")
+    gate._register()
+    assert registry.get_sample_value("seawall_gate_calls_total", {"policy_name": "front", "outcome": "opened"}) == 2
+    assert registry.get_sample_value("seawall_gate_height", {"policy_name": gate.name}) == 3
+
+
 def everything():
+    nothing = SimpleNamespace(close=lambda: None)
     return [
         SLO("n", target=0.9, latency=0.3),
         CircuitBreaker("n"),
@@ -299,6 +322,9 @@ def everything():
         Cache("n", ttl=1.0),
         LoadShedder("n"),
         Keyed("n", CircuitBreaker, key=str),
+        EngineMeter("n"),
+        Deployment("n", nothing),
+        Supervised("n", lambda: nothing),
     ]
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 from seawall.core import checks, events
@@ -16,7 +16,21 @@ from seawall.core.policy import GuardPolicy
 from seawall.core.protocol import Token
 from seawall.slo.burn import Burn
 from seawall.slo.ladder import Ladder
+from seawall.slo.steps import Adjust, Refuse, Run, Shed, Step
 from seawall.slo.windows import SEVERITIES, Severity
+
+__all__ = [
+    "Adjust",
+    "BrownOut",
+    "BrownOutSnapshot",
+    "BrownOutStepped",
+    "BrownedOutError",
+    "Refuse",
+    "Run",
+    "Shed",
+    "Step",
+]
+T = TypeVar("T")
 
 
 class BrownedOutError(Rejected):
@@ -43,135 +57,6 @@ class _StepDue(Event):
     run: Callable[[], object]
 
 
-class Adjustable(Protocol):
-    """A policy whose settings can change while it is in use; every one of ours."""
-
-    def update(self, **settings: object) -> None:
-        """Take over `settings`."""
-
-
-class Step:
-    """One step of a ladder. Give it what you need: it holds from `engage` to `release`.
-
-    Both run without a lock, in the thread of some call, so they should be quick; one that raises is logged.
-    """
-
-    refuses_below: Priority | None = None  # calls of a lower priority are refused while the step holds
-
-    def engage(self) -> None:
-        """The step begins to hold."""
-
-    def release(self) -> None:
-        """The step no longer holds."""
-
-    def __repr__(self) -> str:
-        return type(self).__name__
-
-
-class Adjust(Step):
-    """Changes settings of another policy: shrinks a retry budget, makes a shedder or breaker stricter.
-
-    What they were is put back on the way down, unless somebody else changed them meanwhile.
-
-    Examples:
-        >>> from seawall import RetryBudget
-        >>> budget = RetryBudget("payments", ratio=0.2)
-        >>> shrink = Adjust(budget, ratio=0.02)
-        >>> shrink.engage(); budget.ratio
-        0.02
-        >>> shrink.release(); budget.ratio
-        0.2
-    """
-
-    def __init__(self, policy: Adjustable, **settings: object) -> None:
-        if not callable(getattr(policy, "update", None)):
-            raise TypeError(f"policy must have a method update(**settings), got {policy!r}")
-        unknown = [name for name in settings if not hasattr(policy, name)]
-        if unknown or not settings:
-            raise TypeError(f"settings must be some of {policy!r}, got {', '.join(unknown) or 'none'}")
-        self.policy = policy
-        self.settings: Mapping[str, object] = settings
-        self._before: dict[str, object] = {}
-        self._set: dict[str, object] = {}
-
-    def engage(self) -> None:
-        """Change them."""
-        self._before = {name: getattr(self.policy, name) for name in self.settings}
-        self.policy.update(**self.settings)
-        self._set = {name: getattr(self.policy, name) for name in self.settings}
-
-    def release(self) -> None:
-        """Put them back."""
-        mine = {name: value for name, value in self._set.items() if getattr(self.policy, name) == value}
-        back, self._before, self._set = {name: self._before[name] for name in mine}, {}, {}
-        if back:
-            self.policy.update(**back)
-
-    def __repr__(self) -> str:
-        return f"Adjust({self.policy!r}, {', '.join(f'{k}={v!r}' for k, v in self.settings.items())})"
-
-
-class Shed(Step):
-    """Makes a load shedder refuse `share` of the calls, the least important first: it is one of its `signals`.
-
-    Examples:
-        >>> from seawall import LoadShedder
-        >>> half = Shed(0.5)
-        >>> front = LoadShedder("front", signals=[half])
-        >>> half.sample(0.0); half.engage(); half.sample(0.0)
-        0.0
-        0.5
-    """
-
-    def __init__(self, share: float) -> None:
-        self.share = checks.fraction("share", share)
-        self._holds = False
-
-    def engage(self) -> None:
-        """Press."""
-        self._holds = True
-
-    def release(self) -> None:
-        """Press no more."""
-        self._holds = False
-
-    def sample(self, now: float) -> float:
-        """The share to refuse; what a load shedder asks."""
-        return self.share if self._holds else 0.0
-
-    def __repr__(self) -> str:
-        return f"Shed({self.share:g})"
-
-
-class Refuse(Step):
-    """Refuses calls of a priority lower than `below`: all but the critical ones, unless told."""
-
-    def __init__(self, *, below: Priority | int = Priority.CRITICAL) -> None:
-        self.refuses_below = Priority(below)
-
-    def __repr__(self) -> str:
-        return f"Refuse(below={self.refuses_below.name})" if self.refuses_below is not None else "Refuse()"
-
-
-class Run(Step):
-    """Calls functions of yours when it begins to hold, and when it no longer does."""
-
-    def __init__(self, engage: Callable[[], object], release: Callable[[], object] = lambda: None) -> None:
-        self._engage = checks.function("engage", engage)
-        self._release = checks.function("release", release)
-
-    def engage(self) -> None:
-        """Call the first."""
-        self._engage()
-
-    def release(self) -> None:
-        """Call the second."""
-        self._release()
-
-    def __repr__(self) -> str:
-        return f"Run({getattr(self._engage, '__qualname__', self._engage)})"
-
-
 @dataclass(frozen=True, slots=True)
 class BrownOutSnapshot:
     """A ladder at one moment. `served` and `refused` only grow, and so do the steps."""
@@ -193,7 +78,8 @@ class BrownOut(GuardPolicy):
     by choice (`Rejected.sheds`) do not count as burning here, though the SLO counts them as bad.
 
     As a guard it refuses calls while a `Refuse` step holds; put it right inside the SLO. A ladder without one need
-    not guard anything. `level` says how many steps hold, for functions that choose by it.
+    not guard anything. `level` says how many steps hold, for functions that choose by it; `adjust` is what an engine
+    asks of each answer.
 
     Args:
         name: labels errors, events and metrics.
@@ -277,6 +163,17 @@ class BrownOut(GuardPolicy):
             self._emit(BrownOutStepped, now, before, self.level, repr(step), severities)
         holding = (step.refuses_below for step in self.ladder[:level])
         self._refuses_below = max((one for one in holding if one is not None), default=Priority.SHEDDABLE)
+
+    def adjust(self, value: T) -> T:
+        """What the steps that hold make of `value`: `Engine.load(..., adjust=dimmer.adjust)` shortens answers."""
+        for step in self.ladder[: self.level]:
+            value = step.adjust(value)
+        return value
+
+    def renew(self) -> None:
+        """Have the steps that hold do again what they did, after policies they change were configured anew."""
+        for step in self.ladder[: self.level]:
+            step.renew()
 
     def enter(self, now: float) -> Token:
         """Let the call in, or raise `BrownedOutError`."""

@@ -63,7 +63,8 @@ class Ladder:
 
     def _judge_look(self, burning: float, calm: float, good: int, bad: int) -> None:
         calls = good + bad
-        self._burning = calls >= self.minimum_calls and bad >= burning * calls
+        # A single bad call proves nothing: it may have been in flight when the last step was taken.
+        self._burning = calls >= self.minimum_calls and bad > 1 and bad >= burning * calls
         if bad > calm * calls:
             self._calm_since = None
         elif self._calm_since is None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from fractions import Fraction
-from typing import Self
+from typing import Any, Self
 
 from seawall.core import checks, events
 from seawall.core.errors import Rejected
 from seawall.core.events import Event, Listener
 from seawall.core.policy import GuardPolicy
-from seawall.core.protocol import Token
+from seawall.core.protocol import Token, returns_now
 from seawall.slo.alerts import BurnAlertFired, BurnAlertResolved, BurnAlerts
 from seawall.slo.burn import Burn, BurnAction
 from seawall.slo.sketch import RollingSketch
@@ -46,6 +46,16 @@ class SLOSnapshot:
     coverage: float
 
 
+class _Call:
+    """The token of a call that `classify` is asked about."""
+
+    __slots__ = ("began", "good")
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.good: bool | None = None
+
+
 class SLO(GuardPolicy):
     """Tracks a service level objective: a share `target` of calls succeed, and within `latency` seconds.
 
@@ -64,6 +74,9 @@ class SLO(GuardPolicy):
         window: seconds over which the error budget is reckoned.
         on: exceptions that make a call bad.
         ignore: exceptions that count as neither all the same: of those, or refusals that are the caller's own fault.
+        classify: says of a call, by its result and its exception (one of them None), whether it was good: True, False,
+            or None for neither; instead of `on` and `ignore`. A good one that took longer than `latency` is bad all the
+            same; a cancelled one is not asked about; a block has no result. Given when it is made, or never.
         minimum_calls: with fewer in the long look back no alert fires.
         percentiles: also keep the latencies of calls that succeeded, for `latency_percentile`.
         actions: told how the budget burns: objects with a method `observe(slo, burn)`, see `BurnAction`.
@@ -86,6 +99,7 @@ class SLO(GuardPolicy):
         window: float | timedelta = 30 * DAY,
         on: type[BaseException] | tuple[type[BaseException], ...] = Exception,
         ignore: type[BaseException] | tuple[type[BaseException], ...] = (),
+        classify: Callable[[Any, Exception | None], bool | None] | None = None,
         minimum_calls: int = 10,
         percentiles: bool = False,
         actions: Iterable[BurnAction] = (),
@@ -97,6 +111,8 @@ class SLO(GuardPolicy):
         self.window = checks.window("window", window)
         self.on = checks.exceptions("on", on)
         self.ignore = checks.exceptions("ignore", ignore)
+        self.classify = None if classify is None else checks.function("classify", classify, of="a result and an error")
+        self.judges = classify is not None
         self.minimum_calls = checks.count("minimum_calls", minimum_calls)
         if not isinstance(percentiles, bool):
             raise TypeError(f"percentiles must be True or False, got {percentiles!r}")
@@ -122,7 +138,12 @@ class SLO(GuardPolicy):
         self._every = min(1.0, self.pairs[0].long / 3600)
         self._due = -float("inf")  # when to judge the burn rates again, or a slot ends
 
+    def _check_change(self, fresh: Self) -> None:
+        if fresh.judges and not self.judges:
+            raise ValueError(f"classify of SLO {self.name!r} can't be added while in use: make it with one")
+
     def _adopt(self, fresh: Self, now: float) -> None:
+        self.classify = fresh.classify
         self.target, self.latency, self.on, self.ignore = fresh.target, fresh.latency, fresh.on, fresh.ignore
         self.minimum_calls, self.actions = fresh.minimum_calls, fresh.actions
         self._judge_by()
@@ -136,15 +157,24 @@ class SLO(GuardPolicy):
         self._exhausted = self._exhausted and self._budget(now) <= 0
         self._due = now
 
+    @returns_now
     def enter(self, now: float) -> Token:
         """When the call began."""
-        return now
+        return now if self.classify is None else _Call(now)
+
+    def judge(self, token: Token, result: object, exc: BaseException | None) -> None:
+        """Ask `classify`; what raises or answers something else is logged, and the call is bad if it failed."""
+        if isinstance(token, _Call) and self.classify is not None and not (exc and not isinstance(exc, Exception)):
+            without: bool | None = exc is None
+            token.good = events.ask(_verdict, self.classify, result, exc, otherwise=without)
 
     def exit(self, token: Token, now: float, exc: BaseException | None) -> None:
         """Good or bad, as the caller sees it."""
         if now >= self._due:
             self._judge(now)
-        if exc is None:
+        if self.judges and isinstance(token, _Call):
+            self._count_classified(token, now, exc)
+        elif exc is None:
             took: float = now - token  # type: ignore[operator]
             if took <= self._slow_from:
                 self._counts[0] += 1
@@ -158,6 +188,18 @@ class SLO(GuardPolicy):
             self._bad(now)
         else:
             self._neither += 1
+
+    def _count_classified(self, call: _Call, now: float, exc: BaseException | None) -> None:
+        took = now - call.began
+        if call.good is None:
+            self._neither += 1
+        elif call.good and took <= self._slow_from:
+            self._counts[0] += 1
+        else:
+            self._shed += isinstance(exc, Rejected) and exc.sheds
+            self._bad(now)
+        if exc is None and self._latencies is not None:
+            self._latencies.add(now, took)
 
     def _bad(self, now: float) -> None:
         self._counts[1] += 1
@@ -242,7 +284,8 @@ class SLO(GuardPolicy):
     def state(self) -> TrackerState:
         """What it counted in the window, apart from this process's clock: for `restore`, after a restart."""
         with self._lock:
-            return self._tracker.state(self._now())
+            now, tracker = self._now(), self._tracker.copy()
+        return tracker.state(now)
 
     def restore(self, state: TrackerState, *, ago: float | timedelta = 0.0) -> None:
         """Add what an earlier process counted, `ago` seconds ago. Counters stay those of this process.
@@ -304,6 +347,15 @@ class SLO(GuardPolicy):
         if self.percentiles:
             found.update({f"latency.{share:g}": self.latency_percentile(share) for share in PERCENTILES})
         return found
+
+
+def _verdict(
+    classify: Callable[[Any, Exception | None], bool | None], result: object, exc: Exception | None
+) -> bool | None:
+    verdict = classify(result, exc)
+    if verdict is not None and not isinstance(verdict, bool):
+        raise TypeError(f"classify must answer True, False or None, got {verdict!r}")
+    return verdict
 
 
 def _actions(actions: Iterable[BurnAction]) -> tuple[BurnAction, ...]:

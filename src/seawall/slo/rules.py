@@ -19,13 +19,14 @@ EVENTS = "seawall_slo_events_total"  # with the labels policy_name and outcome
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What rules are made of: the settings of an `SLO`, and the service it is of. `window` is in seconds."""
+    """What rules are made of: the settings of an `SLO`, and the service it is of. Times are in seconds."""
 
     name: str
     target: float
     window: float = 30 * DAY
     minimum_calls: int = 10
     service: str = "seawall"
+    latency: float | None = None
 
     def __post_init__(self) -> None:
         checks.name("Objective", self.name)
@@ -33,11 +34,13 @@ class Objective:
         checks.fraction("target", self.target, one=False)
         checks.window("window", self.window)
         checks.count("minimum_calls", self.minimum_calls)
+        if self.latency is not None:
+            checks.seconds("latency", self.latency)
 
     @classmethod
     def of(cls, slo: SLO, service: str = "seawall") -> Objective:
         """The objective of a live `SLO`."""
-        return cls(slo.name, slo.target, slo.window, slo.minimum_calls, service)
+        return cls(slo.name, slo.target, slo.window, slo.minimum_calls, service, slo.latency)
 
 
 def prometheus_rules(objectives: Iterable[Objective], *, selector: str = "") -> str:
@@ -52,8 +55,6 @@ def prometheus_rules(objectives: Iterable[Objective], *, selector: str = "") -> 
         >>> "record: slo:sli_error:ratio_rate5m" in text
         True
     """
-    if re.search(r"[{}\n]", selector):
-        raise ValueError(f"selector must be label matchers without braces, got {selector!r}")
     lines = ["# Written by `seawall slo rules`. Change the objectives and run it again.", "groups:"]
     for objective in objectives:
         groups = _Rules(objective, selector).groups()
@@ -75,7 +76,7 @@ class _Rules:
         self.id = f"{objective.service}-{objective.name}"
         self.labels = {"sloth_id": self.id, "sloth_service": objective.service, "sloth_slo": objective.name}
         self.matchers = ", ".join(f"{key}={_quoted(value)}" for key, value in self.labels.items())
-        self.own = f"policy_name={_quoted(objective.name)}" + (f", {selector}" if selector else "")
+        self.own = matchers(objective, selector)
 
     def groups(self) -> dict[str, list[Rule]]:
         return {
@@ -133,6 +134,13 @@ class _Rules:
         calls = f'sum(increase({EVENTS}{{{self.own}, outcome=~"good|bad"}}[{long}]))'
         enough = f"and on () ({calls} >= {self.objective.minimum_calls})"
         return f"({self.ratio(short)} {over}) and ignoring (sloth_window) ({self.ratio(long)} {over}) {enough}"
+
+
+def matchers(objective: Objective, selector: str) -> str:
+    """What picks the objective's counters, and with `selector` those of one service. ValueError if it says more."""
+    if re.search(r"[{}\n]", selector):
+        raise ValueError(f"selector must be label matchers without braces, got {selector!r}")
+    return f"policy_name={_quoted(objective.name)}" + (f", {selector}" if selector else "")
 
 
 def _lines(rule: Rule) -> list[str]:

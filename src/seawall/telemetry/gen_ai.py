@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from opentelemetry.context import get_current
@@ -24,7 +24,7 @@ from seawall.telemetry.ledger import Attributes, Histograms
 SCOPE = "seawall.gen_ai"
 VERSION = "1.41.1"
 SCHEMA_URL = f"https://opentelemetry.io/schemas/{VERSION}"
-OPERATION = "chat"
+CHAT, COMPLETION = "chat", "text_completion"
 PROVIDER = "onnxruntime"
 
 _LONG = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
@@ -58,13 +58,14 @@ METRICS = {
 }
 
 ATTRIBUTES = {
-    "gen_ai.operation.name": "`chat`.",
+    "gen_ai.operation.name": "`chat`, or `text_completion` without the template for chats.",
     "gen_ai.provider.name": "`onnxruntime`.",
     "gen_ai.request.model": "The engine's name.",
     "gen_ai.request.max_tokens": "As asked.",
     "gen_ai.request.temperature": "As asked; 0 is greedy.",
     "gen_ai.request.top_p": "As asked.",
     "gen_ai.request.seed": "As asked, if it was.",
+    "gen_ai.request.choice.count": "How many answers were asked for, if not one.",
     "gen_ai.usage.input_tokens": "Tokens of the prompt.",
     "gen_ai.usage.output_tokens": "Tokens of the answer.",
     "gen_ai.response.time_to_first_chunk": "Seconds to the first token.",
@@ -126,20 +127,21 @@ class _Answer(Answer):
         self._answers = answers
         self._asked = asked
         self._model = answers.model(asked.model)
+        self._operation = CHAT if asked.chat else COMPLETION
         self._began = self._first = gate.clock()
         self._input = self._output = 0
-        self._finish: str | None = None
-        self._texts: list[str] = []
+        self._finish: dict[int, str] = {}  # of each sample
+        self._texts: dict[int, list[str]] = {}
         self._span: Span | None = None
         if answers.tracer is not None:
             self._span = answers.tracer.start_span(
-                f"{OPERATION} {self._model}", get_current(), SpanKind.INTERNAL, self._request()
+                f"{self._operation} {self._model}", get_current(), SpanKind.INTERNAL, self._request()
             )
 
     def _request(self) -> dict[str, str | int | float | bool]:
         asked = self._asked
         attributes: dict[str, str | int | float | bool] = {
-            "gen_ai.operation.name": OPERATION,
+            "gen_ai.operation.name": self._operation,
             "gen_ai.provider.name": PROVIDER,
             "gen_ai.request.model": self._model,
             "gen_ai.request.max_tokens": asked.max_tokens,
@@ -148,35 +150,31 @@ class _Answer(Answer):
         }
         if asked.seed is not None:
             attributes["gen_ai.request.seed"] = asked.seed
+        if asked.samples != 1:
+            attributes["gen_ai.request.choice.count"] = asked.samples
         if self._answers.texts:
-            messages = asked.prompt
-            if isinstance(messages, str):
-                messages = [{"role": "user", "content": messages}]
-            told = [
-                {"role": one.get("role"), "parts": [{"type": "text", "content": one.get("content")}]}
-                for one in messages
-            ]
-            attributes["gen_ai.input.messages"] = json.dumps(told)
+            attributes["gen_ai.input.messages"] = json.dumps(_messages(asked.prompt))
         return attributes
 
     def read(self, tokens: int) -> None:
         """The prompt has so many tokens."""
         self._input = tokens
 
-    def piece(self, text: str, finish: str | None) -> None:
+    def piece(self, text: str, finish: str | None, sample: int = 0) -> None:
         """One more token came."""
         self._output += 1
-        self._finish = finish
+        if finish is not None:
+            self._finish[sample] = finish
         if self._output == 1:
             self._first = gate.clock()
         if self._answers.texts:
-            self._texts.append(text)
+            self._texts.setdefault(sample, []).append(text)
 
     def end(self, exc: BaseException | None) -> None:
         """The answer is whole, or ended with `exc`."""
         now = gate.clock()
         common = (
-            ("gen_ai.operation.name", OPERATION),
+            ("gen_ai.operation.name", self._operation),
             ("gen_ai.provider.name", PROVIDER),
             ("gen_ai.request.model", self._model),
         )
@@ -185,8 +183,9 @@ class _Answer(Answer):
         count(REQUEST, now - self._began, common + failed)
         if exc is None and self._output:
             count(FIRST_TOKEN, self._first - self._began, common)
-            if self._output > 1:
-                count(PER_TOKEN, (now - self._first) / (self._output - 1), common)
+            each = self._output / self._asked.samples  # tokens of a sample; all of them grow at once
+            if each > 1:
+                count(PER_TOKEN, (now - self._first) / (each - 1), common)
         if self._input:
             count(USAGE, self._input, (*common, ("gen_ai.token.type", "input")))
             count(USAGE, self._output, (*common, ("gen_ai.token.type", "output")))
@@ -199,16 +198,29 @@ class _Answer(Answer):
             span.set_attribute("gen_ai.usage.output_tokens", self._output)
             if self._output:
                 span.set_attribute("gen_ai.response.time_to_first_chunk", self._first - self._began)
-            if self._finish is not None:
-                span.set_attribute("gen_ai.response.finish_reasons", [self._finish])
+            if self._finish:
+                span.set_attribute("gen_ai.response.finish_reasons", list(self._finish.values()))
             if self._answers.texts:
-                parts = [{"type": "text", "content": "".join(self._texts)}]
-                told = [{"role": "assistant", "parts": parts, "finish_reason": self._finish or "error"}]
+                told = [
+                    {**_message("assistant", "".join(texts)), "finish_reason": self._finish.get(sample, "error")}
+                    for sample, texts in self._texts.items()
+                ]
                 span.set_attribute("gen_ai.output.messages", json.dumps(told))
             if isinstance(exc, Exception):
                 span.set_attribute("error.type", error_type(exc))
                 span.set_status(Status(StatusCode.ERROR))
         span.end()
+
+
+def _messages(prompt: str | Sequence[Mapping[str, str]] | Sequence[int]) -> list[dict[str, object]]:
+    """A prompt as the conventions have it; of one that came as tokens, nobody knows the text."""
+    if isinstance(prompt, str):
+        return [_message("user", prompt)]
+    return [_message(one.get("role"), one.get("content")) for one in prompt if isinstance(one, Mapping)]
+
+
+def _message(role: str | None, content: str | None) -> dict[str, object]:
+    return {"role": role, "parts": [{"type": "text", "content": content}]}
 
 
 answers = Answers()

@@ -16,15 +16,22 @@ Plain = str | bool | int | float
 
 _OFTEN = {"CallRejected", "HedgeStarted", "HedgeWon", "HedgeLost", "LimitChanged", "RetryScheduled", "ChaosInjected"}
 _GRAVE = {
+    "AnswerShed",
     "BudgetExhausted",
     "BurnAlertFired",
     "FallbackFailed",
     "LimiterDrained",
+    "ModelLost",
+    "PanicChanged",
+    "RebuildFailed",
     "RefreshFailed",
+    "ReplicaEjected",
     "RetryBudgetExhausted",
     "RetryGivenUp",
     "SheddingStarted",
+    "SnapshotIgnored",
     "StateChanged",
+    "SwapRolledBack",
 }
 
 

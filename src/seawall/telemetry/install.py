@@ -19,7 +19,7 @@ from opentelemetry.trace import TracerProvider
 from seawall.core import watching
 from seawall.telemetry import gen_ai, logs, otel
 from seawall.telemetry.ledger import ledger
-from seawall.telemetry.spans import Spans
+from seawall.telemetry.spans import Spans, watch_steps
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -45,6 +45,7 @@ def install(
     logger: logging.Logger | None = None,
     duration_histogram: bool = False,
     span_events: bool = False,
+    step_spans: bool = False,
     prompts: bool = False,
     multiprocess_dir: str | os.PathLike[str] | None = None,
     allow_duplicate: bool = False,
@@ -63,6 +64,8 @@ def install(
         logger: gets events as records with the same attributes and the trace ids as `extra`.
         duration_histogram: also record each call in a histogram of `meter_provider`, at some 7 us a call.
         span_events: also add events to the span of their call, for backends without logs.
+        step_spans: also make each step of an engine a span that links to those of the answers it was for: for each
+            token of an answer one.
         prompts: put the texts of prompts and answers on the spans of answers. They may hold anything.
         multiprocess_dir: a folder in which the workers of a server keep their numbers for each other, empty when the
             server starts; `$PROMETHEUS_MULTIPROC_DIR` unless told. With it any worker that is scraped tells the
@@ -86,6 +89,8 @@ def install(
     """
     if span_events and tracer_provider is None:
         raise ValueError("span_events needs a tracer_provider: there is no span of ours to add events to")
+    if step_spans and tracer_provider is None:
+        raise ValueError("step_spans needs a tracer_provider, which makes them")
     if duration_histogram and meter_provider is None:
         raise ValueError("duration_histogram needs a meter_provider: it is a histogram of OpenTelemetry's")
     undo: list[Undo] = []
@@ -104,6 +109,8 @@ def install(
             undo.append(gen_ai.watch())
             if span_events:
                 undo.append(logs.add_to_spans())
+            if step_spans:
+                undo.append(watch_steps())
         if (meters := _chosen(meter_provider, metrics.get_meter_provider)) is not None:
             _measure(meters, undo, duration_histogram=duration_histogram, allow_duplicate=allow_duplicate)
         if registry is not None:

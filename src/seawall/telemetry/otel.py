@@ -9,7 +9,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from seawall.core import watching
 from seawall.telemetry.ledger import PIPELINE_DURATION, Attributes, Numbers, ledger
-from seawall.telemetry.readings import DESCRIPTIONS, unit_of
+from seawall.telemetry.readings import DESCRIPTIONS, is_counter, unit_of
 
 PIPELINE_CALLS = "seawall.pipeline.calls"
 
@@ -31,7 +31,7 @@ def observe(meter: Meter) -> Callable[[], None]:
         if metric == PIPELINE_DURATION:
             text = "Guarded calls by how they ended."
             meter.create_observable_counter(PIPELINE_CALLS, [reading(PIPELINE_CALLS, _calls)], "{call}", text)
-        elif metric.endswith((".calls", ".events")):
+        elif is_counter(metric):
             meter.create_observable_counter(metric, [reading(metric, ledger.counters)], unit_of(metric), description)
         elif metric.startswith("seawall."):
             meter.create_observable_gauge(metric, [reading(metric, ledger.gauges)], unit_of(metric), description)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 try:
+    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+    from prometheus_client.exposition import choose_encoder
     from prometheus_client.registry import Collector, CollectorRegistry
     from prometheus_client.samples import Exemplar
     from prometheus_client.utils import floatToGoString
@@ -16,21 +18,10 @@ except ImportError as error:  # pragma: no cover - exercised with the import blo
     raise ImportError("Prometheus metrics need prometheus-client: pip install 'seawall[prometheus]'") from error
 
 from seawall.core.watching import Histogram
-from seawall.telemetry import gen_ai
-from seawall.telemetry.ledger import PIPELINE_DURATION, Attributes, Snapshot, ledger
-from seawall.telemetry.readings import DESCRIPTIONS, unit_of
+from seawall.telemetry.ledger import Attributes, Snapshot, ledger
+from seawall.telemetry.names import METRICS, kind_of, prometheus_name, text_of
 
-
-def prometheus_name(metric: str) -> str:
-    """The name of an OpenTelemetry metric in Prometheus, as OpenTelemetry's own exporter makes it.
-
-    Examples:
-        >>> prometheus_name("seawall.hedge.delay"), prometheus_name("seawall.bulkhead.active")
-        ('seawall_hedge_delay_seconds', 'seawall_bulkhead_active')
-    """
-    name = metric.replace(".", "_")
-    unit = gen_ai.METRICS[metric].unit if metric in gen_ai.METRICS else unit_of(metric)
-    return f"{name}_seconds" if unit == "s" else name
+Rows = Mapping[Attributes, float | Histogram]
 
 
 class PoliciesCollector(Collector):
@@ -49,43 +40,53 @@ class PoliciesCollector(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """A family for every metric there may be, so that a registry refuses a second exporter of them."""
-        for metric in (*DESCRIPTIONS, *gen_ai.METRICS):
-            yield _family(metric)(prometheus_name(metric), _text(metric))
+        for metric in METRICS:
+            yield _FAMILIES[kind_of(metric)](prometheus_name(metric), text_of(metric))
 
     def collect(self) -> Iterable[Metric]:
         """One family a metric, one sample a policy and attribute."""
         snapshot = self._read()
-        for metric, rows in itertools.chain(snapshot.counters.items(), snapshot.gauges.items()):
-            family, keys = _family(metric), _keys(rows)
-            one = family(prometheus_name(metric), _text(metric), labels=_labels(keys))
-            for attributes, value in rows.items():
-                one.add_metric(_values(keys, attributes), value)
-            yield one
-        for metric, distributions in snapshot.histograms.items():
-            keys = _keys(distributions)
-            histogram = HistogramMetricFamily(prometheus_name(metric), _text(metric), labels=_labels(keys))
-            for attributes, distribution in distributions.items():
-                histogram.add_metric(_values(keys, attributes), list(_buckets(distribution)), distribution.total)
-            yield histogram
+        numbers = itertools.chain(snapshot.counters.items(), snapshot.gauges.items())
+        for metric, rows in itertools.chain[tuple[str, Rows]](numbers, snapshot.histograms.items()):
+            yield family(prometheus_name(metric), kind_of(metric), text_of(metric), rows)
 
 
-def _text(metric: str) -> str:
-    return gen_ai.METRICS[metric].text if metric in gen_ai.METRICS else DESCRIPTIONS.get(metric, metric)
+_FAMILIES: Mapping[str, Callable[..., Any]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
 
 
-def _family(metric: str) -> Callable[..., Any]:
-    if metric == PIPELINE_DURATION or metric in gen_ai.METRICS:
-        return HistogramMetricFamily
-    return CounterMetricFamily if metric.endswith((".calls", ".events")) else GaugeMetricFamily
+def family(
+    name: str,
+    kind: Literal["counter", "gauge", "histogram"],
+    text: str,
+    rows: Rows,
+) -> Metric:
+    """One metric, with a sample, or a histogram's samples, for each row of attributes."""
+    keys = _keys(rows)
+    one = _FAMILIES[kind](name, text, labels=[key.replace(".", "_") for key in keys])
+    for attributes, value in rows.items():
+        if isinstance(value, Histogram):
+            one.add_metric(_values(keys, attributes), list(_buckets(value)), value.total)
+        else:
+            one.add_metric(_values(keys, attributes), value)
+    return one  # type: ignore[no-any-return]
+
+
+def exposition(registry: CollectorRegistry, accept: str = "") -> tuple[bytes, str]:
+    """What a scrape is answered with, and its content type: OpenMetrics, which has exemplars, where it is accepted."""
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # a version that is none
+        encode, content_type = generate_latest, CONTENT_TYPE_LATEST
+    return encode(registry), content_type
 
 
 def _keys(rows: Mapping[Attributes, object]) -> list[str]:
     """The names of all attributes of a metric; who lacks one has it empty, which to Prometheus is the same."""
     return list(dict.fromkeys(key for attributes in rows for key, _ in attributes))
-
-
-def _labels(keys: list[str]) -> list[str]:
-    return [key.replace(".", "_") for key in keys]
 
 
 def _values(keys: list[str], attributes: Attributes) -> list[str]:

@@ -57,7 +57,42 @@ DESCRIPTIONS = {
     "seawall.cache.entries": "Values remembered.",
     "seawall.cache.flights": "Runs in flight.",
     "seawall.fallback.calls": "Calls by who answered.",
+    "seawall.deployment.calls": "Calls by how they ended; rescued ones were answered by the model before.",
+    "seawall.deployment.generation": "The model that serves: 1 is the first, one more for each that was tried.",
+    "seawall.deployment.active": "Calls in flight, on all models.",
+    "seawall.deployment.models": "Models in memory.",
+    "seawall.supervisor.calls": "Models that were lost, rebuilt, and attempts to rebuild that failed.",
+    "seawall.supervisor.serving": "1 while there is a model.",
+    "seawall.supervisor.active": "Calls in flight.",
+    "seawall.downgrade.calls": "Calls by which model was asked, the usual or the cheaper one.",
+    "seawall.replicas.calls": "Calls by how they ended; refused by all replicas, or spilled from one to another.",
+    "seawall.replicas.ejections": "Times that a replica was left out.",
+    "seawall.replicas.active": "Calls in flight, on all replicas.",
+    "seawall.replicas.replicas": "Replicas there are.",
+    "seawall.replicas.healthy": "Replicas that may be asked.",
+    "seawall.replicas.panicking": "1 while ejected replicas are asked too.",
+    "seawall.engine.calls": "Answers by what became of them; shed ones gave their row back, stuck counts steps.",
+    "seawall.engine.prompt_tokens": "Tokens of the prompts of whole answers.",
+    "seawall.engine.cached_tokens": "Those of them that were not read anew.",
+    "seawall.engine.completion_tokens": "Tokens of whole answers.",
+    "seawall.engine.drafted_tokens": "Tokens that were drafted for whole answers.",
+    "seawall.engine.accepted_tokens": "Those of them that the model took.",
+    "seawall.engine.prefix_queries": "Tokens of prompts that were looked up in the prefix cache.",
+    "seawall.engine.prefix_hits": "Those of them that it had.",
+    "seawall.engine.running": "Answers that have a row.",
+    "seawall.engine.waiting": "Answers that wait for a row.",
+    "seawall.engine.waiting_tokens": "Tokens of prompts and longest answers that wait.",
+    "seawall.engine.rows": "Answers there may be at once.",
+    "seawall.engine.cache_used": "Key/value cache in use; what answers share counts once.",
+    "seawall.engine.cache_committed": "Key/value cache that is held, kept prompts included.",
+    "seawall.engine.cache_limit": "Key/value cache there may be.",
 }
+
+TOKENS = (
+    "prompt_tokens", "cached_tokens", "completion_tokens", "drafted_tokens", "accepted_tokens",
+    "prefix_queries", "prefix_hits",
+)  # fmt: skip
+COUNTERS = frozenset(("calls", "events", "ejections", *TOKENS))  # by the last part of a metric's name
 
 
 def _sum(one: float, other: float) -> float:
@@ -68,6 +103,9 @@ _WORST: dict[str, Callable[[float, float], float]] = {
     "error_budget": min,
     "coverage": min,
     "exhausted_in": min,
+    "serving": min,
+    "panicking": max,
+    "generation": max,
     "objective": max,
     "alert": max,
     "latency": max,
@@ -96,6 +134,17 @@ _UNITS = {  # by the last part of a metric's name; the rest are shares and state
     "flights": "{call}",
     "keys": "{key}",
     "entries": "{entry}",
+    "models": "{model}",
+    "replicas": "{replica}",
+    "healthy": "{replica}",
+    "ejections": "{ejection}",
+    "running": "{call}",
+    "rows": "{call}",
+    "waiting_tokens": "{token}",
+    "cache_used": "By",
+    "cache_committed": "By",
+    "cache_limit": "By",
+    **dict.fromkeys(TOKENS, "{token}"),
     "level": "{step}",
     "delay": "s",
     "exhausted_in": "s",
@@ -115,11 +164,14 @@ class Reading(NamedTuple):
 
 
 def counters_of(policy: PolicyBase) -> Iterator[Reading]:
-    """What only grows."""
+    """What only grows: calls by outcome, and by names that end in a dot, what has a metric of its own."""
     family = "events" if policy.kind == "slo" else "calls"
-    for outcome, value in policy.counters().items():
-        attributes = (("policy.name", policy.name), ("outcome", outcome))
-        yield Reading(f"seawall.{policy.kind}.{family}", attributes, value)
+    for counter, value in policy.counters().items():
+        if counter.endswith("."):
+            yield Reading(f"seawall.{policy.kind}.{counter[:-1]}", (("policy.name", policy.name),), value)
+        else:
+            attributes = (("policy.name", policy.name), ("outcome", counter))
+            yield Reading(f"seawall.{policy.kind}.{family}", attributes, value)
 
 
 def gauges_of(policy: PolicyBase) -> Iterator[Reading]:
@@ -142,6 +194,11 @@ def gauges() -> Iterator[Reading]:
 
 def _policies() -> Iterator[PolicyBase]:
     return (policy for policy in live() if isinstance(policy, PolicyBase))
+
+
+def is_counter(metric: str) -> bool:
+    """Whether it only grows."""
+    return metric.rpartition(".")[2] in COUNTERS
 
 
 def merge_of(metric: str) -> Callable[[float, float], float]:

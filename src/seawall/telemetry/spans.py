@@ -20,6 +20,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation import set_span_in_context
 
+from seawall.core import answering
 from seawall.core.errors import Rejected
 from seawall.core.watching import error_type, outcome_of
 
@@ -104,6 +105,16 @@ def batch_span(requests: Sequence[contextvars.Context]) -> Iterator[None]:
         call.end(exc)
         raise
     call.end(None)
+
+
+def watch_steps() -> Callable[[], None]:
+    """Make each step of an engine such a batch; returns what stops that."""
+    answering.watch_step = batch_span
+
+    def stop() -> None:
+        answering.watch_step = None
+
+    return stop
 
 
 class Spans:
