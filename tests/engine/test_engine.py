@@ -53,8 +53,11 @@ class Held:
 
 
 class HeldSequence:
+    speculation = None
+
     def __init__(self, held, sequence):
         self.held, self.sequence = held, sequence
+        self.prompt_tokens, self.tokens = sequence.prompt_tokens, sequence.tokens
         self.close = sequence.close
 
     def step(self):

@@ -26,6 +26,9 @@ NAME = "pretended"
 class Decoder:
     """Says "a b c" to everything."""
 
+    context = 64
+    words = "abc"
+
     def __init__(self):
         self.closed = False
         self.sequences = 0
@@ -44,14 +47,17 @@ class Decoder:
 
 
 class Sequence:
+    speculation = None
+
     def __init__(self, decoder):
-        self.decoder, self.words = decoder, iter("abc")
+        self.decoder, self.words = decoder, list(decoder.words)
 
     def step(self):
         if self.decoder.closed:
             raise DecoderClosedError("this sequence is closed")
-        word = next(self.words)
-        return SimpleNamespace(text=word, token=ord(word), finish="stop" if word == "c" else None)
+        word = self.words.pop(0)
+        finish = None if self.words else "stop"
+        return SimpleNamespace(text=word, token=ord(word), finish=finish, read=0, logprobs=None)
 
     def cancel(self):
         """Nothing runs for long here."""
@@ -381,6 +387,7 @@ def test_an_answer_whose_engine_is_closed_meanwhile_ends_with_engine_closed_erro
         loader = Loader()
         engine = await engine_of(loader)
         decoder = loader.loaded[0]
+        decoder.words = "abc" * 10  # more than is read ahead
         if moment == MOMENTS[0]:
             running = engine._running
             monkeypatch.setattr(engine, "_running", lambda: (running(), after(engine))[0])
@@ -467,13 +474,16 @@ def test_an_engine_that_was_closed_or_never_opened_is_dropped_in_silence():
 
 def test_an_answer_holds_its_engine():
     async def main():
-        engine = await engine_of(Loader())
+        loader = Loader()
+        engine = await engine_of(loader)
+        loader.loaded[0].words = "abc" * 10  # more than is read ahead
         pieces, held = engine.stream("hello"), weakref.ref(engine)
         del engine
         assert [(await anext(pieces)).text, (await anext(pieces)).text] == ["a", "b"]
         held().close()
         with pytest.raises(EngineClosedError):
-            await anext(pieces)
+            async for _ in pieces:
+                pass
 
     asyncio.run(main())
     assert not threads()

@@ -2,108 +2,102 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 import warnings
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from collections.abc import Sequence as Seq
 from contextlib import aclosing, closing
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
 
 import anyio
 import anyio.to_thread
 
-from seawall.core import answering
+from seawall.core import answering, checks
 from seawall.core.decorate import Policy
+from seawall.core.errors import Rejected
+from seawall.core.events import Listener
 from seawall.core.pipeline import Pipeline
+from seawall.core.sleeping import async_sleeper
+from seawall.engine import opening
+from seawall.engine.admission import Admission
+from seawall.engine.answers import Completion, Gathering, ModelInfo, Piece
+from seawall.engine.errors import EngineClosedError
+from seawall.engine.metering import EngineMeter, EngineSnapshot
+from seawall.engine.opening import Opening, looking_at
+from seawall.engine.scheduler import Scheduler
+from seawall.engine.settings import AnswerOptions, AnswerSettings, Prompt
 from seawall.engine.worker import Worker, WorkerClosedError
-from seawall.inference.errors import DecoderClosedError, InvalidSettingError, ModelError, PromptError
-from seawall.policies.bulkhead import Bulkhead
+from seawall.inference.errors import (
+    DecoderClosedError,
+    EmptyPromptError,
+    InvalidSettingError,
+    PromptError,
+    PromptTooLongError,
+)
 from seawall.policies.circuit_breaker import CircuitBreaker
-from seawall.policies.timeout import Timeout
 
 if TYPE_CHECKING:
+    from seawall.inference.generate.choosing import Penalties
+    from seawall.inference.generate.constraints import Constraint
     from seawall.inference.generate.decoder import Decoder
-    from seawall.inference.generate.sampling import Greedy, Sampling
     from seawall.inference.generate.speculation import Speculation
 
-Prompt = str | Seq[Mapping[str, str]]
+
+class EngineOptions(TypedDict, total=False):
+    """Settings of an engine as keywords, for what passes them on; see `Engine`."""
+
+    policies: Iterable[Policy] | None
+    rows: int
+    cache_bytes: int | None
+    prefix_cache_bytes: int
+    max_queued: int
+    max_queued_tokens: int
+    max_wait: float
+    aging: float
+    step_timeout: float
+    adjust: Callable[[AnswerSettings], AnswerSettings] | None
+    listeners: Iterable[Listener]
 
 
-class EngineClosedError(ModelError):
-    """The engine was closed, or has not been opened: use it inside `async with`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What one step added to the answer. `text` may be empty while a character is still incomplete."""
-
-    text: str
-    token: int | None
-    finish_reason: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A whole answer. Times are seconds; `tokens_per_second` counts the tokens after the first."""
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: str
-    time_to_first_token: float
-    tokens_per_second: float
-
-    def __str__(self) -> str:
-        return self.text
-
-
-class _Model:
-    """What one opening makes and one closing ends: a thread, and the decoder it loads for all who wait for it."""
-
-    def __init__(self, name: str, load: Callable[[], Decoder]) -> None:
-        self.worker = Worker(f"seawall-{name}")
-        self.decoder: Decoder | None = None
-        self.error: BaseException | None = None
-        self.openers = 0
-        self.opened = False  # somebody got it, so it stays until the engine is closed
-        self._load = load
-
-    def load(self) -> None:
-        """In the worker thread, once for each opener: the first loads, the others hear what became of that."""
-        if self.decoder is None and self.error is None:
-            try:
-                self.decoder = self._load()
-            except BaseException as error:
-                self.error = error
-        if self.error is not None:
-            raise self.error
-
-    def close(self) -> None:
-        """End the thread, then free the decoder."""
-        self.worker.close()
-        self.free()
-
-    def free(self) -> None:
-        """Let go of the decoder; never blocks."""
-        self.error = None  # its traceback holds this object
-        decoder, self.decoder = self.decoder, None
-        if decoder is not None:
-            decoder.close()
+class _Queue(TypedDict):
+    max_queued: int
+    max_queued_tokens: int
+    max_wait: float
+    aging: float
 
 
 class Engine:
-    """A language model embedded in this process, behind policies.
+    """A language model embedded in this process, that answers many callers at once and holds under load.
 
-    Steps run in one worker thread and those of concurrent calls take turns, so the event loop stays free and a
-    short answer need not wait for a long one. A consumer that is cancelled, or stops reading, stops the decoding
-    within one step and gives its cache back. A consumer that reads slowly slows its own decoding only.
+    One thread advances up to `rows` answers together, a step at a time, so the event loop stays free and answers join
+    and leave between steps. The others wait in a bounded queue: by priority (`seawall.priority`), fairly between
+    tenants, earliest deadline (`Deadline`) first; a call that finds no place there, or whose deadline can't be met, is
+    refused with a `Rejected`. A consumer that is cancelled, or stops reading, frees its row within one step; one that
+    reads slowly slows its own answer only.
 
-    Without `policies` of your own the engine is guarded by a circuit breaker, a bulkhead (4 calls at once, 32
-    queued for up to 30 s) and a timeout of 30 s for each piece.
+    Without `policies` of your own the engine is guarded by a circuit breaker. Time limits of whole calls are yours to
+    set, with `Deadline`: then calls that would miss theirs are refused early.
+
+    Args:
+        load: makes the decoder, when the engine is opened.
+        name: labels errors, metrics, threads and logs.
+        policies: outermost first, around each call, instead of the usual ones; an empty tuple for none.
+        rows: answers that advance together.
+        cache_bytes: of key/value cache for them; None for what `rows` times `context` takes. Reserved, not filled.
+        prefix_cache_bytes: for prompts whose beginning comes again; kept apart for each `tenant`.
+        max_queued: answers that may wait beyond free rows.
+        max_queued_tokens: tokens that may wait, of prompts and longest answers together.
+        max_wait: seconds that one may wait.
+        aging: seconds of waiting that are worth one level of priority; `math.inf` for none.
+        step_timeout: seconds that one step may take before it is stopped, and repeated answer by answer.
+        adjust: what becomes of the settings of a call before it queues, such as a shorter answer while the load is
+            high. Runs in the caller's task; what it raises, the caller gets.
+        listeners: called with its `CallRejected`, `StepStuck` and `AnswerShed` events.
 
     Examples:
         >>> async def main():
@@ -118,13 +112,36 @@ class Engine:
         *,
         name: str = "engine",
         policies: Iterable[Policy] | None = None,
+        rows: int = 8,
+        cache_bytes: int | None = None,
+        prefix_cache_bytes: int = 128 << 20,
+        max_queued: int = 64,
+        max_queued_tokens: int = 65_536,
+        max_wait: float = 30.0,
+        aging: float = 5.0,
+        step_timeout: float = 30.0,
+        adjust: Callable[[AnswerSettings], AnswerSettings] | None = None,
+        listeners: Iterable[Listener] = (),
     ) -> None:
         self.name = name
         self.policies = tuple(_default_policies(name) if policies is None else policies)
+        self.rows = checks.count("rows", rows)
+        self.cache_bytes = None if cache_bytes is None else checks.count("cache_bytes", cache_bytes)
+        self.prefix_cache_bytes = checks.count("prefix_cache_bytes", prefix_cache_bytes, least=0)
+        self.step_timeout = checks.seconds("step_timeout", step_timeout)
+        self._queue: _Queue = {
+            "max_queued": max_queued,
+            "max_queued_tokens": max_queued_tokens,
+            "max_wait": max_wait,
+            "aging": aging,
+        }
+        Admission(name, rows=rows, **self._queue)  # refuses wrong settings now
+        self._adjust = adjust
         self._load = load
-        self._model: _Model | None = None
+        self._model: Opening | None = None
         self._changing = threading.Lock()
-        self._guarded = Pipeline(*self.policies, name=f"{name}.generate")(_steps)
+        self._meter = EngineMeter(name, listeners)
+        self._guarded = Pipeline(*self.policies, name=f"{name}.generate")(_pieces)
 
     @classmethod
     def load(
@@ -132,30 +149,32 @@ class Engine:
         model: str | os.PathLike[str],
         *,
         precision: str | None = None,
-        kv: str = "fp32",
+        kv: str | None = None,
         speculation: Speculation | Literal["auto"] | None = None,
         context: int = 2048,
         threads: int | None = None,
-        policies: Iterable[Policy] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         progress: Callable[[str, float], None] | None = None,
+        check_quality: bool = True,
+        **settings: Unpack[EngineOptions],
     ) -> Engine:
         """An engine for `model`, which loads when it is opened: `async with Engine.load(...)`, or `await` it.
 
         Args:
             model: a name that `seawall models list` shows, the path of a GGUF file, or a prepared folder.
-            precision: of the weights, one of `models.PRECISIONS`; None for "int8", or for what a folder holds.
-            kv: of the key/value cache: "fp32", "int8" or "int4"; see `Decoder.load`.
+            precision: of the weights, one of `models.PRECISIONS`; None for the usual one, see `Decoder.load`.
+            kv: of the key/value cache: "fp32", "int8", "int4", or None for the usual one; see `Decoder.load`.
             speculation: how to draft, or "auto"; answers come faster and stay the same. See `Decoder.load`.
             context: tokens of prompt and answer together, at most.
             threads: of a step; as many as affinity and the cgroup's quota allow unless told.
-            policies: outermost first, instead of the usual ones; an empty tuple for none.
             cache_dir: where converted models are kept; `$SEAWALL_CACHE` or the user's cache folder unless told.
             progress: called with a stage and a fraction while a model is converted for the first time.
+            check_quality: refuse a folder whose recorded scores are out of their gate's bounds.
+            settings: those of `Engine`, by name: `rows`, `cache_bytes`, `max_queued`, `policies` ...
 
         Raises:
             ModelError: when it is opened: UnknownModelError, UnknownPrecisionError, ModelNotInstalledError,
-                CorruptModelError, ModelCacheError ...
+                CorruptModelError, ModelCacheError, QualityGateError ...
             MissingExtraError: if the `cpu` extra is not installed.
         """
 
@@ -171,31 +190,44 @@ class Engine:
                 context=context,
                 cache_dir=cache_dir,
                 progress=progress,
+                check_quality=check_quality,
             )
 
-        return cls(load, name=Path(model).name, policies=policies)
+        return cls(load, name=Path(model).name, **settings)
+
+    def _scheduling(self) -> Callable[[Decoder], Scheduler]:
+        """What makes the scheduler of a loaded decoder. It does not hold the engine: one that is dropped closes."""
+        name, meter, timeout, queue = self.name, self._meter, self.step_timeout, self._queue
+        rows, cache_bytes, prefix_cache_bytes = self.rows, self.cache_bytes, self.prefix_cache_bytes
+
+        def schedule(decoder: Decoder) -> Scheduler:
+            stepper = opening.stepper_for(decoder, rows, cache_bytes, prefix_cache_bytes)
+            return Scheduler(name, stepper, Admission(name, rows=rows, **queue), meter, step_timeout=timeout)
+
+        return schedule
 
     async def open(self) -> Self:
         """Load the model, in the worker thread. All who open the engine meanwhile share the load, or its error."""
         with self._changing:
             if self._model is None or self._model.error is not None:
-                self._model = _Model(self.name, self._load)
+                self._model = Opening(self.name, self._load, self._scheduling())
             model = self._model
             model.openers += 1
         try:
             if not model.opened:
                 await model.worker.run(model.load)
             with self._changing:
-                if self._model is not model:
+                if self._model is not model or model.scheduler is None:
                     raise WorkerClosedError
                 model.opened = True
+                self._meter.look = looking_at(model.scheduler)
         except WorkerClosedError:
             raise EngineClosedError(f"engine {self.name!r} was closed while it was opening") from None
         finally:
             self._leave(model)
         return self
 
-    def _leave(self, model: _Model) -> None:
+    def _leave(self, model: Opening) -> None:
         """An opener is done. The last one frees what nobody wants: all of them failed, or the engine was closed."""
         with self._changing:
             model.openers -= 1
@@ -209,6 +241,7 @@ class Engine:
         """Free the model. Calls in flight end with `EngineClosedError` at their next step."""
         with self._changing:
             model, self._model = self._model, None
+            self._meter.close()
         if model is not None and model.opened:  # else those who are opening it find it closed, and free it
             model.close()
 
@@ -230,42 +263,110 @@ class Engine:
         min_p: float = 0.0,
         seed: int | None = None,
         stop: Seq[str] = (),
+        penalties: Penalties | None = None,
+        logprobs: int | None = None,
+        constraint: Constraint | None = None,
+        n: int = 1,
+        chat: bool = True,
+        tenant: str = "",
     ) -> AsyncGenerator[Piece, None]:
         """The answer to `prompt` (a text, or chat messages with `role` and `content`), piece by piece.
 
         Temperature 0 is greedy: the same prompt gives the same answer. The policies hold for the whole stream.
 
+        Args:
+            prompt: a text or chat messages; with `chat=False` a text or token ids.
+            max_tokens: of the answer, at most.
+            temperature: 0 for greedy; see `Sampling` for it and those after it.
+            top_k: keep this many of the likeliest tokens; 0 keeps all.
+            top_p: keep the likeliest tokens until their probabilities add up to this.
+            min_p: keep what is at least this fraction as likely as the likeliest.
+            seed: makes a drawn answer repeatable; sample i draws with `seed + i`.
+            stop: texts that end the answer, and are no part of it.
+            penalties: against repetition.
+            logprobs: how many of the likeliest tokens to tell for each position, with their log-probabilities.
+            constraint: what the answer may look like.
+            n: samples; their pieces come mixed, each with its `index`.
+            chat: False reads the prompt verbatim, without the model's chat template.
+            tenant: whose call it is: tenants share the engine fairly, and no cached prompts.
+
         Raises:
             PromptError: empty, too long or malformed prompt; a `ValueError`.
-            Rejected: a policy refused the call.
-            CallTimeoutError: a piece took too long.
+            InvalidSettingError: a setting outside its range; a `ValueError`.
+            Rejected: a policy refused the call; or the engine's queue did: QueueFullError, QueueTimeoutError,
+                DeadlineUnmeetableError; or it drains: EngineDrainingError.
+            RuntimeFailure: the model failed: NotFiniteOutputError, RuntimeExhaustedError, StepStuckError ...
             EngineClosedError: the engine is not open.
         """
-        return self._guarded(self, prompt, max_tokens, _sampling(temperature, top_k, top_p, min_p, seed), tuple(stop))
+        settings = AnswerSettings(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            stop=stop,
+            penalties=penalties,
+            logprobs=logprobs,
+            constraint=constraint,
+            n=n,
+            chat=chat,
+            tenant=tenant,
+        )
+        return self._guarded(self, prompt, settings)
 
-    async def generate(self, prompt: Prompt, **settings: Any) -> Completion:
-        """The whole answer; settings and errors are those of `stream`."""
-        begun = first = time.monotonic()
-        text: list[str] = []
-        tokens: list[int] = []
-        reason = "stop"
+    async def generate(self, prompt: Prompt, **settings: Unpack[AnswerOptions]) -> Completion:
+        """The whole answer; settings and errors are those of `stream`. Of several samples, the first."""
+        return (await self.generate_many(prompt, **settings))[0]
+
+    async def generate_many(self, prompt: Prompt, **settings: Unpack[AnswerOptions]) -> list[Completion]:
+        """`n` whole answers to one prompt; settings and errors are those of `stream`."""
+        begun = time.monotonic()
+        samples: dict[int, Gathering] = {}
         async with aclosing(self.stream(prompt, **settings)) as pieces:
             async for piece in pieces:
-                if piece.token is not None:
-                    tokens.append(piece.token)
-                    first = time.monotonic() if len(tokens) == 1 else first
-                text.append(piece.text)
-                reason = piece.finish_reason or reason
-        seconds = time.monotonic() - first
-        rate = (len(tokens) - 1) / seconds if len(tokens) > 1 and seconds > 0 else 0.0
-        return Completion("".join(text), tuple(tokens), reason, first - begun, rate)
+                samples.setdefault(piece.index, Gathering(begun)).add(piece, time.monotonic())
+        return [samples[index].whole() for index in sorted(samples)]
 
-    def _running(self) -> tuple[Worker, Decoder]:
+    def info(self) -> ModelInfo:
+        """What is served; EngineClosedError unless it is open."""
+        decoder = self._running()[1]
+        return ModelInfo(decoder.name, decoder.precision, decoder.kv, decoder.context, decoder.vocabulary)
+
+    def snapshot(self) -> EngineSnapshot:
+        """Queue, rows and cache at this moment, and what was counted so far; cheap, and from any thread."""
+        return self._meter.snapshot()
+
+    async def warm_up(self) -> None:
+        """Answer one token, past the policies: what is made on first use is made, and the model is known to work."""
+        async with aclosing(_pieces(self, "Hello", AnswerSettings(max_tokens=1))) as pieces:
+            async for _ in pieces:
+                pass
+
+    async def drain(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - ends no call
+        """Refuse new answers with `EngineDrainingError`; whether those in flight ended within `timeout` seconds.
+
+        The engine stays open, and what has not ended goes on: `close` ends it.
+        """
+        scheduler = self._running()[2]
+        until = float("inf") if timeout is None else time.monotonic() + timeout
+        while True:
+            sleeper = async_sleeper()
+            if scheduler.drain(sleeper.ring):
+                return True
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+            try:
+                await sleeper.sleep(left)
+            finally:
+                sleeper.rise()
+
+    def _running(self) -> tuple[Worker, Decoder, Scheduler]:
         model = self._model
-        decoder = model.decoder if model is not None and model.opened else None
-        if model is None or decoder is None:
+        if model is None or not model.opened or model.decoder is None or model.scheduler is None:
             raise EngineClosedError(f"engine {self.name!r} is not open: use it inside `async with`")
-        return model.worker, decoder
+        return model.worker, model.decoder, model.scheduler
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self.open().__await__()
@@ -278,9 +379,7 @@ class Engine:
     ) -> None:
         try:
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(
-                    self.close
-                )  # the step in flight ends first, and must not hold up the loop
+                await anyio.to_thread.run_sync(self.close)  # it waits for a step to stop, and must not hold up the loop
         finally:
             self.close()  # cancelled before the thread began
 
@@ -288,46 +387,56 @@ class Engine:
         return f"<Engine {self.name!r} {'open' if self._model and self._model.opened else 'closed'}>"
 
 
-async def _steps(
-    engine: Engine, prompt: Prompt, max_tokens: int, sampling: Greedy | Sampling, stop: tuple[str, ...]
-) -> AsyncGenerator[Piece, None]:
-    """One answer, in the caller's task, behind the policies. Not a method: the engine would be a cycle."""
-    worker, decoder = engine._running()
-    with answering.watched(_asked(engine.name, prompt, max_tokens, sampling)) as answer:
-        try:
-            tokens = await worker.run(lambda: decoder.encode_chat(prompt))
-            answer.read(len(tokens))
-            with closing(decoder.start(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop)) as sequence:
-                finished = False
-                while not finished:
-                    step = await worker.run(sequence.step, sequence.cancel)
-                    finished = step is None or step.finish is not None
-                    if step is not None and step.token is not None:
-                        answer.piece(step.text, step.finish)
-                        yield Piece(step.text, step.token, step.finish)
-        except (WorkerClosedError, DecoderClosedError):
-            raise EngineClosedError(f"engine {engine.name!r} was closed during this answer") from None
+async def _pieces(engine: Engine, prompt: Prompt, settings: AnswerSettings) -> AsyncGenerator[Piece, None]:
+    """The answers of one call, in the caller's task, behind the policies. Not a method: the engine would be a cycle."""
+    worker, decoder, scheduler = engine._running()
+    if engine._adjust is not None:
+        settings = engine._adjust(settings)
+    with answering.watched(_asked(engine.name, prompt, settings)) as answer, _translated(engine):
+        tokens = await worker.run(lambda: _read(decoder, prompt, settings))
+        answer.read(len(tokens))
+        with closing(scheduler.submit(tokens, settings, decoder.context - len(tokens))) as reader:
+            left = settings.n
+            while left:
+                piece = await reader.next(scheduler.step_timeout, scheduler.watch)
+                left -= piece.finish_reason is not None
+                answer.piece(piece.text, piece.finish_reason, piece.index)
+                yield piece
 
 
-def _asked(name: str, prompt: Prompt, max_tokens: int, sampling: Greedy | Sampling) -> answering.Asked:
-    from seawall.inference.generate.sampling import Sampling
+@contextlib.contextmanager
+def _translated(engine: Engine) -> Generator[None, None, None]:
+    """Closing ends answers with one error, whatever it interrupts; refusals are counted, and told in this context."""
+    try:
+        yield
+    except (WorkerClosedError, DecoderClosedError):
+        raise EngineClosedError(f"engine {engine.name!r} was closed during this answer") from None
+    except Rejected as error:
+        engine._meter.refused(error)
+        raise
 
-    if isinstance(sampling, Sampling):
-        return answering.Asked(name, prompt, max_tokens, sampling.temperature, sampling.top_p, sampling.seed)
-    return answering.Asked(name, prompt, max_tokens)
+
+def _read(decoder: Decoder, prompt: Prompt, settings: AnswerSettings) -> list[int]:
+    """Tokens of the prompt; in the worker thread, as is whatever else takes long before an answer begins."""
+    if settings.chat:
+        tokens = decoder.encode_chat(prompt)  # type: ignore[arg-type]
+    else:
+        tokens = decoder.encode(prompt) if isinstance(prompt, str) else list(prompt)  # type: ignore[arg-type]
+    if not tokens:
+        raise EmptyPromptError
+    if len(tokens) >= decoder.context:
+        raise PromptTooLongError(len(tokens), decoder.context - 1)
+    if settings.constraint is not None and (prepare := getattr(decoder, "prepare", None)) is not None:
+        prepare(settings.constraint)
+    return tokens
 
 
-def _default_policies(name: str) -> tuple[Policy, ...]:
-    return (
-        CircuitBreaker(name, ignore=(PromptError, InvalidSettingError, EngineClosedError)),
-        Bulkhead(name, max_concurrent=4, max_queued=32, max_wait=30.0),
-        Timeout(name, 30.0),
+def _asked(name: str, prompt: Prompt, settings: AnswerSettings) -> answering.Asked:
+    seed = settings.seed if settings.temperature else None
+    return answering.Asked(
+        name, prompt, settings.max_tokens, settings.temperature, settings.top_p, seed, settings.chat, settings.n
     )
 
 
-def _sampling(temperature: float, top_k: int, top_p: float, min_p: float, seed: int | None) -> Greedy | Sampling:
-    from seawall.inference.generate.sampling import Greedy, Sampling
-
-    if temperature == 0:
-        return Greedy()
-    return Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+def _default_policies(name: str) -> tuple[Policy, ...]:
+    return (CircuitBreaker(name, ignore=(PromptError, InvalidSettingError, EngineClosedError)),)

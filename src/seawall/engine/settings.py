@@ -1,0 +1,83 @@
+"""How an answer is wanted: the settings of one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+from seawall.inference.errors import InvalidSettingError
+
+if TYPE_CHECKING:
+    from seawall.inference.generate.choosing import Penalties
+    from seawall.inference.generate.constraints import Constraint
+    from seawall.inference.generate.sampling import Greedy, Sampling
+
+Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
+MOST_SAMPLES = 128
+
+
+class AnswerOptions(TypedDict, total=False):
+    """The same as keywords, for what passes them on."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int | None
+    stop: Sequence[str]
+    penalties: Penalties | None
+    logprobs: int | None
+    constraint: Constraint | None
+    n: int
+    chat: bool
+    tenant: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerSettings:
+    """How one call wants its answers; see `Engine.stream`. `dataclasses.replace` makes a changed one.
+
+    Raises:
+        InvalidSettingError: a setting is outside its range; a `ValueError`.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    penalties: Penalties | None = None
+    logprobs: int | None = None
+    constraint: Constraint | None = None
+    n: int = 1
+    chat: bool = True
+    tenant: str = ""
+
+    def __post_init__(self) -> None:
+        if type(self.max_tokens) is not int or self.max_tokens < 1:
+            raise InvalidSettingError(f"max_tokens must be a whole number of at least 1, got {self.max_tokens!r}")
+        if type(self.n) is not int or not 1 <= self.n <= MOST_SAMPLES:
+            raise InvalidSettingError(f"n must be a whole number from 1 to {MOST_SAMPLES}, got {self.n!r}")
+        if not isinstance(self.tenant, str):
+            raise InvalidSettingError(f"tenant must be a str, got {self.tenant!r}")
+        if not isinstance(self.stop, str):  # a bare text is refused with its cure by the decoder
+            object.__setattr__(self, "stop", tuple(self.stop))
+        self.sampling()
+
+    def sampling(self, index: int = 0) -> Greedy | Sampling:
+        """How tokens of sample `index` are chosen; its seed is `seed + index`."""
+        from seawall.inference.generate.sampling import Greedy, Sampling
+
+        if self.temperature == 0:
+            return Greedy()
+        return Sampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            seed=None if self.seed is None else self.seed + index,
+        )
