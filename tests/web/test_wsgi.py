@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from wsgiref.util import setup_testing_defaults
@@ -9,9 +10,21 @@ from wsgiref.validate import validator
 
 import pytest
 
-from seawall import Bulkhead, CircuitBreaker, KeyedRateLimiter, Priority, Rejected, Retry, State, bulkhead, time_left
+from seawall import (
+    Bulkhead,
+    BulkheadFullError,
+    CircuitBreaker,
+    KeyedRateLimiter,
+    Priority,
+    Rejected,
+    Retry,
+    State,
+    bulkhead,
+    time_left,
+)
 from seawall.core.ambient import current_priority
 from seawall.web import SeawallWSGIMiddleware
+from seawall.web.caught import answer_caught
 
 
 class Server:
@@ -208,3 +221,60 @@ def test_a_decorated_view_is_answered_for():
         return []
 
     assert Server(SeawallWSGIMiddleware(app)).run().status == 503
+
+
+@pytest.mark.parametrize("pieces", [0, 1, 3])
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_error_that_a_framework_answers_itself_is_a_refusal_to_the_policies_around(pieces, nested):
+    front = CircuitBreaker("front")
+
+    def framework(environ, start_response):
+        reply = answer_caught(environ, BulkheadFullError("reports"))
+        start_response(f"{reply.status} Busy", [("content-type", "text/plain")])
+        return [b"x"] * pieces
+
+    app = SeawallWSGIMiddleware(framework, name="inner") if nested else framework
+    done = Server(SeawallWSGIMiddleware(app, policies=[front])).run()
+    assert (done.status, done.sent) == (503, b"x" * pieces)
+    assert front.snapshot().failures == 0
+
+
+def test_what_an_inner_middleware_answers_is_a_refusal_to_the_policies_around():
+    front, full = CircuitBreaker("front"), Bulkhead("inner", max_concurrent=1)
+    inner = SeawallWSGIMiddleware(answering(), policies=[full])
+    with full.scope():
+        assert Server(SeawallWSGIMiddleware(inner, policies=[front])).run().status == 503
+    assert front.snapshot().failures == 0
+
+
+def test_a_request_is_no_cycle():
+    seen = []
+
+    class Tell:
+        def __del__(self):
+            seen.append("gone")
+
+    app = SeawallWSGIMiddleware(answering(), policies=[Bulkhead("b", max_concurrent=1)])
+    done = Server(app)
+    done.environ["x.tell"] = Tell()
+    gc.disable()
+    try:
+        done.run()
+        del done
+        assert seen == ["gone"]
+    finally:
+        gc.enable()
+
+
+def test_an_error_of_the_applications_own_passes_two_middlewares_as_it_is():
+    def app(environ, start_response):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Server(SeawallWSGIMiddleware(SeawallWSGIMiddleware(app))).run()
+
+
+def test_exempt_paths_meet_no_policy():
+    full = Bulkhead("front", max_concurrent=1)
+    with full.scope():
+        assert Server(SeawallWSGIMiddleware(answering(), policies=[full], exempt=["/"])).run().status == 200

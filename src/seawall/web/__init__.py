@@ -9,12 +9,14 @@ from seawall.web.answers import Answer, Answers
 from seawall.web.asgi import SeawallMiddleware
 from seawall.web.health import Health
 from seawall.web.intake import deadline_headers, seconds_left
+from seawall.web.metrics import Metrics
 from seawall.web.wsgi import SeawallWSGIMiddleware
 
 __all__ = [
     "Answer",
     "Answers",
     "Health",
+    "Metrics",
     "SeawallMiddleware",
     "SeawallWSGIMiddleware",
     "deadline_headers",

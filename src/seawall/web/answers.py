@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from seawall.core.errors import CallTimeoutError, Rejected
 from seawall.core.places import BulkheadFullError
@@ -54,7 +54,7 @@ class Answer:
     @property
     def title(self) -> str:
         """The status in words."""
-        return _phrase(self.status)
+        return phrase(self.status)
 
     def problem(self) -> bytes:
         """The body: a problem document of RFC 9457."""
@@ -68,6 +68,14 @@ class Answer:
         if self.policy is not None and self.type != "about:blank":
             content["violated-policies"] = [self.policy]
         return json.dumps(content).encode()
+
+
+class Reply(NamedTuple):
+    """An answer as it is sent. The headers' names are lower case, and hold the body's length."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
 
 
 Write: TypeAlias = "Callable[[Exception], Answer]"
@@ -108,6 +116,11 @@ class Answers:
         self.longest_wait = longest_wait
         self._rng = rng or random.Random()
 
+    @property
+    def kinds(self) -> tuple[type[Exception], ...]:
+        """The classes of exceptions that have an answer; their subclasses have it too."""
+        return tuple(self._known)
+
     def answer_to(self, error: BaseException) -> Answer | None:
         """The answer to an error, or None where the application has to see to it."""
         for kind in type(error).__mro__:
@@ -118,6 +131,11 @@ class Answers:
                     answer = replace(answer, retry_after=self.unknown_wait)
                 return answer
         return None
+
+    def reply(self, answer: Answer) -> Reply:
+        """What to send for an answer."""
+        body = answer.problem()
+        return Reply(answer.status, {**self.headers(answer), "content-length": str(len(body))}, body)
 
     def headers(self, answer: Answer) -> dict[str, str]:
         """All headers of an answer but its length."""
@@ -141,10 +159,11 @@ def _checked(kind: object, mapped: Mapped) -> Write:
         return mapped
     if type(mapped) is not int or not 400 <= mapped <= 599:
         raise ValueError(f"the answer to {kind.__name__} must be a function or a status of 400 to 599, got {mapped!r}")
-    return lambda error: Answer(mapped, "error", _phrase(mapped), retry_after=_retry_after(error))
+    return lambda error: Answer(mapped, "error", phrase(mapped), retry_after=_retry_after(error))
 
 
-def _phrase(status: int) -> str:
+def phrase(status: int) -> str:
+    """A status in words."""
     return HTTPStatus(status).phrase if status in _STATUSES else "Error"
 
 

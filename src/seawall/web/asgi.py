@@ -15,9 +15,10 @@ from typing import Any, TypeAlias
 from seawall.core.ambient import Priority, current_priority
 from seawall.core.decorate import Policy
 from seawall.core.timers import Queue, Timers, running_timers
-from seawall.web.answers import Answer, Answers, Mapped
+from seawall.web.answers import Answers, Mapped, Reply
+from seawall.web.caught import KEY, answers_for
 from seawall.web.intake import READERS
-from seawall.web.settings import FailedResponseError, Settings
+from seawall.web.settings import PROBES, FailedResponseError, Settings
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -49,6 +50,7 @@ class SeawallMiddleware:
             is no good reason to serve it first.
         answers: other answers than the usual: a status, or a function, by class of exception; or an `Answers`.
         failures_from: the lowest status that is a failure of the application.
+        exempt: paths that pass untouched, so that a full application still answers its probes.
         name: labels the spans of requests and the deadline's metrics.
 
     Examples:
@@ -67,6 +69,7 @@ class SeawallMiddleware:
         priority: Callable[[Scope], Priority] | None = None,
         answers: Answers | Mapping[type[Exception], Mapped] | None = None,
         failures_from: int = 500,
+        exempt: Iterable[str] = PROBES,
         name: str = "http.server",
     ) -> None:
         self.app = app
@@ -77,6 +80,7 @@ class SeawallMiddleware:
             priority=priority,
             answers=answers,
             failures_from=failures_from,
+            exempt=exempt,
             name=name,
         )
         self._untimed = self.settings.guarded(_run)
@@ -84,10 +88,12 @@ class SeawallMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in self.settings.exempt:
             await self.app(scope, receive, send)
             return
         exchange = _Exchange(self, scope, receive, send)
+        around = scope.get(KEY)  # this application may be mounted in one that has such a middleware too
+        scope[KEY] = exchange
         seconds = self._seconds(scope)
         tell = self.settings.priority
         level = None if tell is None else current_priority.set(Priority(tell(scope)))
@@ -100,15 +106,23 @@ class SeawallMiddleware:
         except FailedResponseError:
             pass  # the client has its answer
         except Exception as error:
-            answer = None if exchange.status else self.settings.answers.answer_to(error)
-            if answer is None:
-                raise
-            await self._send(answer, send)
+            if error is not exchange.error or not exchange.status:  # else the application has answered for it
+                answers = answers_for(self.settings, around)
+                answer = None if exchange.status else answers.answer_to(error)
+                if answer is None:
+                    raise
+                await self._send(answers.reply(answer), send)
+            if around is not None:
+                around.error = error
         except asyncio.CancelledError:
+            if exchange.upset is not None:
+                raise exchange.upset from None
             if not exchange.forgiven():
                 raise
         finally:
             exchange.forgiven()
+            exchange.end()
+            scope[KEY] = around
             if level is not None:
                 current_priority.reset(level)
 
@@ -120,24 +134,29 @@ class SeawallMiddleware:
         ]
         return self.settings.seconds(found)
 
-    async def _send(self, answer: Answer, send: Send) -> None:
-        body = answer.problem()
-        headers = {**self.settings.answers.headers(answer), "content-length": str(len(body))}
-        pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": answer.status, "headers": pairs})
-        await send({"type": "http.response.body", "body": body})
+    async def _send(self, reply: Reply, send: Send) -> None:
+        pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers.items()]
+        await send({"type": "http.response.start", "status": reply.status, "headers": pairs})
+        await send({"type": "http.response.body", "body": reply.body})
 
 
 async def _run(exchange: _Exchange) -> None:
     """One request, inside the policies."""
     try:
         exchange.watch_later()
-        await exchange.middleware.app(exchange.scope, exchange.receive, exchange.send)
+        await exchange.app(exchange.scope, exchange.receive, exchange.send)
+    except Exception as error:
+        if not exchange.left:
+            raise
+        exchange.upset = error  # which goes on to the server; to the policies it is a call that was given up
+        raise asyncio.CancelledError("the client has left") from None
     finally:
         watcher = exchange.stop_watching()
         if watcher is not None:
             await asyncio.wait([watcher])
-    if exchange.status >= exchange.middleware.settings.failures_from:
+    if exchange.error is not None:
+        raise exchange.error
+    if exchange.status >= exchange.settings.failures_from and not exchange.left:
         raise FailedResponseError(f"the application answered {exchange.status}")
 
 
@@ -145,18 +164,24 @@ class _Exchange:
     """One request and its answer, as they pass by. Used in the task of the request, on one event loop."""
 
     __slots__ = (
-        "_cancelled", "_cancelling", "_due", "_gone", "_listening", "_over", "_queue", "_receive", "_send", "_stash",
-        "_task", "_timers", "_watcher", "_whole", "middleware", "scope", "seconds", "status",
+        "_cancelled", "_cancelling", "_due", "_ended", "_gone", "_listening", "_over", "_queue", "_receive", "_send",
+        "_stash", "_task", "_timers", "_watcher", "_whole", "app", "error", "left", "scope", "seconds", "settings",
+        "status", "upset",
     )  # fmt: skip
 
     def __init__(self, middleware: SeawallMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
-        self.middleware = middleware
+        self.app = middleware.app
+        self.settings = middleware.settings
         self.scope = scope
+        self.error: Exception | None = None  # of a policy, that the application caught and answered
         self.seconds = 0.0  # that its client waits, where somebody asked
         self.status = 0  # of the answer, once it has begun
+        self.left = False  # the application has been told that its client is gone
+        self.upset: Exception | None = None  # what it raised then
         self._receive = receive
         self._send = send
         self._over = False  # the answer is complete
+        self._ended = False  # nobody waits for the application any more
         self._whole = False  # the request's body has been read
         self._listening = 0  # the application waits for a message
         self._stash: list[Message] = []  # a message that the watcher read for it
@@ -171,6 +196,8 @@ class _Exchange:
 
     def send(self, message: Message) -> Awaitable[None]:
         """What the application says to its client."""
+        if self._ended:  # a task that it left behind: the client has heard another answer
+            return _nothing()
         kind = message["type"]
         if kind == "http.response.start":
             self.status = message["status"]
@@ -182,14 +209,19 @@ class _Exchange:
         """What the client says to the application."""
         if self._stash:
             return self._stash.pop()
+        if self._ended:
+            return {"type": "http.disconnect"}
         self._listening += 1
         try:
             if self._gone is not None:
                 await asyncio.wait([self._gone])
-                return {"type": "http.disconnect"}
-            message = await self._receive()
+                message: Message = {"type": "http.disconnect"}
+            else:
+                message = await self._receive()
         finally:
             self._listening -= 1
+        if message["type"] == "http.disconnect":
+            self.left = not self._over  # after the answer servers say so too
         if message["type"] == "http.request" and not message.get("more_body"):
             self._whole = True
             if self._due:
@@ -238,9 +270,16 @@ class _Exchange:
         watcher.cancel()
         return watcher
 
+    def end(self) -> None:
+        """The request is over, however it ended."""
+        self._ended = True
+
     def forgiven(self) -> bool:
         """Take our cancellation back; whether there was one, and nobody else's too."""
         if not self._cancelled or self._task is None:
             return False
         self._cancelled = False
         return self._task.uncancel() <= self._cancelling
+
+
+async def _nothing() -> None: ...

@@ -10,15 +10,16 @@ from seawall.core import checks
 from seawall.core.ambient import Priority
 from seawall.core.decorate import Policy
 from seawall.core.pipeline import Pipeline
-from seawall.core.protocol import Guard, GuardPerCall
 from seawall.policies.deadline import Deadline
 from seawall.web.answers import Answers, Mapped
+from seawall.web.guarding import refuse_arounds
 from seawall.web.intake import seconds_left
 from seawall.web.request_deadline import RequestDeadline
 
 P = ParamSpec("P")
 T = TypeVar("T")
 LONGEST = 1e9  # seconds: a deadline that never comes
+PROBES = ("/livez", "/readyz")
 
 
 class FailedResponseError(Exception):
@@ -31,30 +32,30 @@ class Settings:
     def __init__(
         self,
         *,
-        policies: Iterable[Policy],
-        timeout: float | None,
-        trust_deadlines: bool,
-        priority: Callable[[Any], Priority] | None,
-        answers: Answers | Mapping[type[Exception], Mapped] | None,
-        failures_from: int,
-        name: str,
+        policies: Iterable[Policy] = (),
+        timeout: float | None = None,
+        trust_deadlines: bool = True,
+        priority: Callable[[Any], Priority] | None = None,
+        answers: Answers | Mapping[type[Exception], Mapped] | None = None,
+        failures_from: int = 500,
+        exempt: Iterable[str] = PROBES,
+        name: str = "http.server",
     ) -> None:
         self.policies = tuple(policies)
-        for policy in self.policies:
-            if not isinstance(policy, (Guard, GuardPerCall)):
-                raise TypeError(
-                    f"{type(policy).__name__} runs calls anew or not at all, which a request's answer can't take: "
-                    "put it on the function that does the work"
-                )
+        refuse_arounds(self.policies)
         self.timeout = None if timeout is None else checks.seconds("timeout", timeout)
         if priority is not None:
             checks.function("priority", priority)
         self.trust_deadlines = trust_deadlines
         self.priority = priority
         self.answers = answers if isinstance(answers, Answers) else Answers(answers)
+        self.inherits_answers = answers is None  # from a middleware around this one, if there is any
         if type(failures_from) is not int or not 400 <= failures_from <= 600:
             raise ValueError(f"failures_from must be a status from 400 to 600, got {failures_from!r}")
         self.failures_from = failures_from
+        if isinstance(exempt, str):
+            raise TypeError(f"exempt must hold paths, got the string {exempt!r}")
+        self.exempt = frozenset(exempt)
         self.name = checks.name("middleware", name)
         self.deadline = Deadline(name, LONGEST if self.timeout is None else self.timeout)
 
