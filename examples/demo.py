@@ -227,10 +227,10 @@ async def main() -> None:
     injected: list[Faults] = []
 
     def load() -> Any:
-        injected.append(Faults(Decoder.load(MODEL, precision="int8")))
+        injected.append(Faults(Decoder.load(MODEL)))
         return injected[0]
 
-    view.console.print(f"seawall {seawall.__version__}: loading {MODEL} (INT8, converted on first use) ...")
+    view.console.print(f"seawall {seawall.__version__}: loading {MODEL} (4 bits, converted on first use) ...")
     began = time.monotonic()
     async with Engine(load, name=MODEL, policies=guards.outermost_first()) as engine:
         view.say(f"ready after {time.monotonic() - began:.1f} s")

@@ -257,7 +257,7 @@ def test_every_policy_can_be_configured_and_changed():
         "retry": lambda tenant: Retry(tenant, on=ConnectionError),
         "boom": ConnectionError,
     }
-    assert {policy["type"] for policy in EVERYTHING} == set(TYPES)
+    assert {policy["type"] for policy in EVERYTHING} == set(TYPES) - {"brownout", "retry_budget"}  # see test_ladders
     pipelines = Pipelines(with_all(EVERYTHING), names)
     slower = [{**policy, "after": 3} if policy["type"] == "timeout" else policy for policy in EVERYTHING]
     pipelines.update(with_all(slower))
