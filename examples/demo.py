@@ -207,9 +207,12 @@ async def recovery(engine: Engine, guards: Guards, view: View) -> None:
 
 def report(registry: CollectorRegistry, spans: InMemorySpanExporter, view: View) -> None:
     view.title("6. What the operator saw")
-    for line in generate_latest(registry).decode().splitlines():
-        if not line.startswith("#"):
-            view.say(line)
+    lines = [line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")]
+    counters = [line for line in lines if line.startswith("seawall_") and "_total{" in line]
+    counted = [line for line in counters if not line.endswith(" 0.0")]
+    for line in counted:
+        view.say(line)
+    view.say(f"... and {len(lines) - len(counted)} lines more: gauges, histograms, gen_ai")
     errors = collections.Counter(
         str((span.attributes or {}).get("error.type", "ok")) for span in spans.get_finished_spans()
     )
