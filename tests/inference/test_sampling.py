@@ -128,7 +128,15 @@ def test_a_choice_depends_on_its_position_and_not_on_who_asks():
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("repetition", 0), ("repetition", float("inf")), ("presence", 101), ("frequency", float("nan"))],
+    [
+        ("repetition", 0),
+        ("repetition", float("inf")),
+        ("presence", 101),
+        ("frequency", float("nan")),
+        ("repetition", "1.1"),
+        ("presence", None),
+        ("frequency", True),
+    ],
 )
 def test_a_penalty_out_of_range_is_refused_with_its_name_and_value(setting, value):
     with pytest.raises(InvalidSettingError, match=f"{setting} must be .*got {value!r}"):
@@ -153,7 +161,7 @@ def test_a_model_that_gives_nan_or_infinity_is_an_error_and_not_a_token(bad):
     [
         ("temperature", 0), ("temperature", -1.0), ("temperature", float("nan")), ("temperature", float("inf")),
         ("top_k", -1), ("top_k", 1.5), ("top_k", True), ("top_p", 0), ("top_p", 1.1), ("min_p", -0.1),
-        ("min_p", 1.1), ("seed", -1), ("seed", 1.5),
+        ("min_p", 1.1), ("seed", -1), ("seed", 1.5), ("temperature", "0.8"), ("temperature", True), ("top_p", None),
     ],
 )  # fmt: skip
 def test_a_setting_out_of_range_is_refused_with_its_name_and_value(setting, value):

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from seawall.inference import Decoder, Speculation
-from seawall.inference.generate.rows import Request
+from seawall.inference import Decoder, Penalties, Sampling, Speculation
+from seawall.inference.generate.rows import ContinuousBatch, Request
 from seawall.inference.generate.speculation import Proposal
 from tests.inference import tiny
 
@@ -108,3 +108,46 @@ def guessed(alone, request, *, wrong=4, **settings):
     plain = replace(request, speculation=Speculation(drafters=()))
     answer = [step.token for step in alone(plain) if step.token is not None]
     return replace(request, speculation=Speculation(drafters=[Guesses(answer, wrong)], **settings))
+
+
+def text(length, seed=0):
+    return np.random.default_rng(seed).integers(3, len(tiny.TOKENS), length).tolist()
+
+
+def content(steps):
+    """What a user sees, to the last bit of the logprobs; not how many steps read the prompt."""
+    return [step._replace(read=0) for step in steps if step.token is not None]
+
+
+def answers(batch, requests):
+    """Join all, step until nobody is left; the steps of each that handed out a token, or its error."""
+    rows = [batch.join(request) for request in requests]
+    return drain(batch, rows)
+
+
+def drain(batch, rows):
+    found = {id(row): [] for row in rows}
+    while batch.rows_in_use:
+        for advance in batch.step():
+            if id(advance.row) in found:
+                found[id(advance.row)] += [advance.error] if advance.error else advance.steps
+    return [[step for step in found[id(row)] if isinstance(step, Exception) or step.token is not None] for row in rows]
+
+
+REQUESTS = [
+    ask(text(5), logprobs=2),
+    ask(text(130, 1), 20, sampling=Sampling(seed=1), logprobs=2),
+    ask(text(1, 2), logprobs=2),
+    ask(text(257, 3), 12, sampling=Sampling(seed=2, top_k=5), logprobs=2),
+    ask(text(20, 4), 20, penalties=Penalties(presence=0.5, repetition=1.3), logprobs=2),
+    ask(text(258, 5), 9, logprobs=2),
+    ask(text(40, 6), 25, stop=("ab", "h"), sampling=Sampling(seed=5), logprobs=2),
+    ask(text(30, 7) * 2, 20, speculation=Speculation(length=4), logprobs=2),
+    ask(text(30, 8) * 2, 20, speculation=Speculation(), sampling=Sampling(seed=6), logprobs=2),
+    ask(text(1, 9), 20, speculation=Speculation(length=2), sampling=Sampling(seed=7), logprobs=2),
+]
+
+
+def batch_page(model):
+    with ContinuousBatch(model, rows=1) as batch:
+        return batch._pool.page

@@ -61,6 +61,19 @@ def test_drafts_that_never_hold_cost_a_bounded_share_of_the_time():
     assert spent <= plain * 1.03
 
 
+def test_what_a_long_quiet_time_would_have_allowed_is_not_lost_at_once():
+    drafts = SharedDrafts(PACE)
+    for _ in range(100_000):
+        drafts.learn(4, 1, 4, seconds(4))
+    lost = 0.0
+    for _ in range(1000):
+        length = drafts.length([[0.9] * 4] * 4)
+        took = seconds(4 * (1 + length))
+        drafts.learn(4, 1 + length, 4, took)
+        lost += took - seconds(4)
+    assert 10 * seconds(4) < lost < 100 * seconds(4)  # 40 for the quiet time, and 2 % of what came after
+
+
 def test_a_noisy_clock_makes_nobody_draft_who_should_not():
     rng = random.Random(1)
     drafts = SharedDrafts(PACE)

@@ -5,8 +5,7 @@ import pytest
 from seawall.inference import Decoder, Sampling, Speculation
 from seawall.inference.generate.rows import ContinuousBatch
 
-from .conftest import ask
-from .test_continuous import content, drain
+from .conftest import ask, content, drain
 
 pytestmark = pytest.mark.model
 

@@ -10,8 +10,8 @@ from seawall.inference.generate.rows import ContinuousBatch
 from seawall.inference.generate.speculation import ModelDraft, Proposal
 from tests.inference import tiny
 
-from .conftest import CONTEXT, ENDLESS, ask, guessed
-from .test_continuous import Failing, answers, content, drain, text
+from .conftest import CONTEXT, ENDLESS, answers, ask, content, drain, guessed, text
+from .test_failing_rows import Failing
 
 REPEATED = [
     ask(text(12, seed) * 3, 30, sampling=Sampling(seed=seed), logprobs=1, constraint=ENDLESS) for seed in range(4)

@@ -58,6 +58,21 @@ def test_an_answer_of_fifty_tokens_loses_at_most_a_thirtieth_to_a_drafter_that_i
     assert min(speedups(lambda _: 0.0, cost=cost, tokens=50)) >= 0.966
 
 
+def test_an_answer_of_twenty_tokens_loses_no_more_to_a_free_drafter_that_is_always_wrong():
+    assert min(speedups(lambda _: 0.0, tokens=20)) >= 0.966
+
+
+def test_a_drafter_that_is_right_only_while_nobody_asks_loses_a_hundredth_of_an_answer_however_long():
+    fooled, spent, written = controller(chances=((0.7,),)), 0.0, 0
+    for _ in range(4000):
+        plan = fooled.plan([[Proposal(1)] * 16], 16)
+        fooled.score(0, 0, hit=plan.drafter is None)
+        seconds = PACE.plain if plan.drafter is None else PACE.pair + PACE.more * (plan.most - 1)
+        fooled.learn(plan, plan.most, 1, 0.0, seconds)
+        spent, written = spent + seconds, written + 1
+    assert 1.005 < spent / written <= 1.011  # it was fooled, all along
+
+
 @pytest.mark.parametrize("cost", [0.0, 0.4])
 def test_passes_that_are_interrupted_now_and_then_do_not_count_against_speculation(cost):
     rng = random.Random(1)

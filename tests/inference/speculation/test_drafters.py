@@ -115,7 +115,7 @@ def test_a_corpus_sorts_its_places_like_a_plain_sort():
 
 
 def test_a_corpus_of_anything_but_tokens_is_refused():
-    for bad in ([[-1, 2]], [[[1, 2]]]):
+    for bad in ([[-1, 2]], [[[1, 2]]], [[1, [2]]], ["text"], "text", [[1.5]], [[1 << 31]], [None]):
         with pytest.raises(InvalidSettingError, match="a document must be a list of tokens"):
             Corpus(bad)
 

@@ -377,23 +377,6 @@ def test_a_closed_draft_model_is_refused(tinies, path):
         first_step(tinies["fp32"], Speculation(drafters=[ModelDraft(decoder=draft)]))
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [("most", 0), ("most", 17), ("most", True), ("length", 0), ("length", 1.5), ("rule", "guess"),
-     ("accept_above", 0), ("accept_above", 1.5), ("drafters", [NGram(), NGram()])],
-)  # fmt: skip
-def test_settings_out_of_range_are_refused_by_name(setting, value):
-    with pytest.raises(InvalidSettingError, match=f"{setting} must"):
-        Speculation(**{setting: value})
-
-
-def test_chances_of_a_drafter_must_be_probabilities():
-    drafter = Guessing(4)
-    drafter.chances = (1.0,)
-    with pytest.raises(InvalidSettingError, match="chances of drafter 'guessing'"):
-        Speculation(drafters=[drafter])
-
-
 def test_a_model_whose_passes_never_agree_cannot_be_exact(tinies, monkeypatch):
     decoder = tinies["int8"]
     monkeypatch.setattr(decoder, "_exactness", dataclasses.replace(decoder.exactness(), kind="none"))

@@ -13,7 +13,7 @@ import numpy as np
 from seawall.inference.errors import InvalidSettingError
 
 from .constraints import Constraint, Course, Vocabulary
-from .sampling import Greedy, Logits, Sampling, distribution, draw, greedy
+from .sampling import Greedy, Logits, Sampling, distribution, draw, greedy, is_number
 
 _WORD = (1 << 64) - 1
 _MOST_LOGPROBS = 20  # as in OpenAI's API
@@ -36,10 +36,10 @@ class Penalties:
     frequency: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.repetition < math.inf:
+        if not is_number(self.repetition) or not 0 < self.repetition < math.inf:
             raise InvalidSettingError(f"repetition must be above 0 and finite, got {self.repetition!r}")
         for name in ("presence", "frequency"):
-            if not -100 <= (value := getattr(self, name)) <= 100:
+            if not is_number(value := getattr(self, name)) or not -100 <= value <= 100:
                 raise InvalidSettingError(f"{name} must be in [-100, 100], got {value!r}")
 
 
@@ -97,6 +97,18 @@ def logprobs_of(logits: Logits, token: int, top: int, bytes_of: Callable[[int], 
     return Logprobs(chosen, tuple(others))
 
 
+def _check_kinds(sampling: object, penalties: object, constraint: object) -> None:
+    """Settings of the wrong type would fail in the middle of an answer, far from whoever gave them."""
+    if not isinstance(sampling, (Greedy, Sampling)):
+        raise InvalidSettingError(f"sampling must be Greedy() or Sampling(...), got {sampling!r:.200}")
+    if not (penalties is None or isinstance(penalties, Penalties)):
+        raise InvalidSettingError(f"penalties must be Penalties(...) or None, got {penalties!r:.200}")
+    if constraint is not None and (isinstance(constraint, type) or not isinstance(constraint, Constraint)):
+        raise InvalidSettingError(
+            f"constraint must be JsonSchema(...), Regex(...) or another Constraint, or None, got {constraint!r:.200}"
+        )
+
+
 class Chooser:
     """Chooses the tokens of one answer.
 
@@ -119,6 +131,7 @@ class Chooser:
         constraint: Constraint | None = None,
         logprobs: int | None = None,
     ) -> None:
+        _check_kinds(sampling, penalties, constraint)
         if logprobs is not None and (type(logprobs) is not int or not 0 <= logprobs <= _MOST_LOGPROBS):
             raise InvalidSettingError(
                 f"logprobs must be a whole number from 0 to {_MOST_LOGPROBS}, or None, got {logprobs!r}"

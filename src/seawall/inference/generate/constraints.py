@@ -112,8 +112,9 @@ class JsonSchema(_Grammar):
     def __post_init__(self) -> None:
         from . import grammars
 
-        separators = self.separators
-        if separators is not None and [str(text).strip(" \n\t") for text in separators] != [",", ":"]:
+        separators: Any = self.separators
+        pair = [str(text).strip(" \n\t") for text in separators] if isinstance(separators, tuple) else []
+        if separators is not None and pair != [",", ":"]:
             raise ConstraintError(f'separators must be such as (", ", ": "), or None, got {separators!r}')
         source = self.schema
         if not isinstance(source, str):

@@ -42,7 +42,7 @@ from .speculation.costs import Pace
 from .speculation.drafter import Drafting
 from .speculation.model import ModelDraft
 from .speculation.ngram import NGram
-from .speculation.settings import Speculation
+from .speculation.settings import Speculation, resolved
 from .speculation.starting import begin
 from .speculation.target import measure
 from .text import checked_stops
@@ -166,6 +166,7 @@ class Decoder:
                 CorruptModelError, ModelCacheError, InvalidSettingError or RuntimeFailure.
             MissingExtraError: a package of the `cpu` extra is not installed.
         """
+        usual = resolved(None if speculation == "auto" else speculation, None)
         if (folder := as_folder(name_or_path)) is None:
             model = prepare(name_or_path, precision=precision, cache_dir=cache_dir, progress=progress)
         else:
@@ -178,7 +179,7 @@ class Decoder:
             kv = "int8" if speculation == "auto" and model.facts.get("precision") != "fp32" else "fp32"
         decoder = cls(model, threads=threads, context=context, kv=kv)
         if speculation != "auto":
-            decoder._speculation = speculation
+            decoder._speculation = usual
         elif decoder.precision != "fp32" or folder is not None:
             decoder._speculation = Speculation()
         else:
@@ -319,7 +320,7 @@ class Decoder:
         stop = checked_stops(stop)
         chooser = Chooser(sampling, penalties, prompt, vocabulary=self._words, constraint=constraint, logprobs=logprobs)
         held: list[Drafting] = []
-        drafts = self._speculation if speculation is None else speculation
+        drafts = resolved(speculation, self._speculation)
         speculate = begin(self, drafts, chooser, prompt, held.append) if drafts else None
         sequence = Sequence(
             self._lend(),
@@ -365,8 +366,7 @@ class Decoder:
 
     def _refuse_hopeless(self, text: str) -> None:
         """Refuse a text that cannot fit before spending seconds on encoding it."""
-        fewest = self._codec.fewest_tokens(text)
-        if fewest > self.context:
+        if (fewest := self._codec.fewest_tokens(text)) > self.context:
             raise PromptTooLongError(fewest, self.context - 1)
 
     def _checked_prompt(self, tokens: Seq[int], limit: int) -> list[int]:

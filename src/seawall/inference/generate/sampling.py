@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,12 +43,17 @@ class Sampling:
 
     def __post_init__(self) -> None:
         rule = "above 0 and finite (for 0 use Greedy())"
-        _check(0 < self.temperature < math.inf, "temperature", rule, self.temperature)
+        _check(is_number(self.temperature) and 0 < self.temperature < math.inf, "temperature", rule, self.temperature)
         _check(type(self.top_k) is int and self.top_k >= 0, "top_k", "a whole number, 0 or more", self.top_k)
-        _check(0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p)
-        _check(0 <= self.min_p <= 1, "min_p", "in [0, 1]", self.min_p)
+        _check(is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p)
+        _check(is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", "in [0, 1]", self.min_p)
         seeded = type(self.seed) is int and self.seed >= 0
         _check(seeded or self.seed is None, "seed", "a whole number, 0 or more, or None", self.seed)
+
+
+def is_number(value: object) -> bool:
+    """Whether something is a number, numpy's included; True and False are not."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _check(good: bool, name: str, rule: str, value: object) -> None:

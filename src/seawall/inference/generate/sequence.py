@@ -21,6 +21,7 @@ from seawall.inference.runtime import ort
 
 from .answer import Answer, Step
 from .choosing import Chooser
+from .sampling import Logits
 from .slot import Slot, part_length
 from .speculation.drafter import Drafting
 from .speculation.starting import Started
@@ -68,6 +69,7 @@ class Sequence:
         self._lock = threading.Lock()  # held for nanoseconds, never during a run
         self._running: Any = None
         self._cancelled = False
+        self._failed = False
         self._closed = False
         # Runs once: at close, or when a forgotten sequence is collected.
         self._release = weakref.finalize(self, _release, give_back, slot, held)
@@ -105,7 +107,8 @@ class Sequence:
         """Do one piece of work and say what came of it; None once the answer is complete.
 
         Raises GenerationCancelledError after `cancel`, DecoderClosedError after `close`, SequenceBusyError
-        while another thread is in here, RuntimeFailure if ONNX Runtime fails.
+        while another thread is in here, RuntimeFailure if ONNX Runtime fails, after which the next step tries again.
+        What a constraint or a drafter raises ends the answer: DecoderClosedError from then on.
         """
         slot, options = self._begin()
         try:
@@ -115,17 +118,19 @@ class Sequence:
                 return self._speculative_step(slot, options, self._speculate)
             part = self._pending[: part_length(len(self._pending))]
             logits = slot.run(part, self._length, options)
-            reading = not self.tokens
-            self._length += len(part)
-            self._pending = self._pending[len(part) :]
-            if self._pending:
+            if len(part) < len(self._pending):
+                self._length += len(part)
+                self._pending = self._pending[len(part) :]
                 return Step(None, "", None, len(part))
-            token = self._chooser.choose(logits)
-            self._chooser.decide(token, logits)
-            return self._accept(token, len(part) if reading else 0)
+            token = self._choose(logits)  # before anything changes: if it fails, the next step tries again
+            self._length += len(part)
+            return self._accept(token, 0 if self.tokens else len(part))
         except RuntimeFailure as error:
             if self._cancelled or self._closed:  # however the runtime words that it was told to stop
                 raise GenerationCancelledError("this sequence was cancelled during a step") from error
+            raise
+        except BaseException:
+            self._failed = True
             raise
         finally:
             self._end()
@@ -140,14 +145,23 @@ class Sequence:
             self._decided.extend(speculator.round(self._pending[0], self._answer.room, options))
             return self._accept(self._decided.popleft(), 0)
         part = self._pending[: part_length(len(self._pending))]
+        before = target.length
         logits = target.read(part, options)
-        self._pending = self._pending[len(part) :]
-        if self._pending:
+        if len(part) < len(self._pending):
+            self._pending = self._pending[len(part) :]
             return Step(None, "", None, len(part))
-        token = self._chooser.choose(logits)
-        self._chooser.decide(token, logits)
+        try:
+            token = self._choose(logits)
+        except BaseException:
+            target.rewind(before)  # the next step tries again
+            raise
         speculator.begin(token)
         return self._accept(token, len(part))
+
+    def _choose(self, logits: Logits) -> int:
+        token = self._chooser.choose(logits)
+        self._chooser.decide(token, logits)
+        return token
 
     def cancel(self) -> None:
         """Stop a step that is running, within milliseconds, and refuse all later ones. Never blocks."""
@@ -171,6 +185,8 @@ class Sequence:
                 raise DecoderClosedError("this sequence is closed: start a new one")
             if self._cancelled:
                 raise GenerationCancelledError("this sequence was cancelled: start a new one")
+            if self._failed:
+                raise DecoderClosedError("this sequence has failed: start a new one")
             if self._running is not None:
                 raise SequenceBusyError("a step of this sequence is running: wait for it, or start another")
             self._running = options = ort.run_options()

@@ -6,11 +6,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from seawall.inference.errors import (
-    DecoderClosedError,
-    InvalidSettingError,
-    NoRoomError,
-)
+from seawall.inference.errors import DecoderClosedError, InvalidSettingError, NoRoomError
 from seawall.inference.models.kv_cache import cache_dtype, cache_width
 from seawall.inference.runtime import ort
 
@@ -192,7 +188,10 @@ class ContinuousBatch:
         return row
 
     def leave(self, row: Row) -> None:
-        """Let a request go, wherever it stands; one that has ended already has left by itself."""
+        """Let a request go, wherever it stands; one that has ended already has left by itself.
+
+        Raises InvalidSettingError for a row of another batch.
+        """
         self._stepping.leave(row)
 
     def step(self, options: ort.RunOptions | None = None) -> list[Advance]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from seawall.inference.errors import InvalidSettingError
 
@@ -42,6 +42,9 @@ class Request:
     salt: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
+        prompt: Any = self.prompt
+        if not isinstance(prompt, (str, bytes)):  # a text is refused with advice when the request joins
+            object.__setattr__(self, "prompt", tuple(prompt))
         if type(self.max_tokens) is not int or self.max_tokens < 1:
             raise InvalidSettingError(f"max_tokens must be a whole number of at least 1, got {self.max_tokens!r}")
         if not isinstance(self.salt, bytes):

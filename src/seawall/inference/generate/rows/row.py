@@ -11,7 +11,7 @@ from ..choosing import Chooser
 from ..exactness import Kind
 from ..slot import Array, Slot
 from ..speculation.drafter import Drafting
-from ..speculation.settings import Speculation
+from ..speculation.settings import Speculation, resolved
 from ..speculation.speculator import Speculator
 from ..speculation.starting import begin
 from ..speculation.statistics import SpeculationStatistics
@@ -111,7 +111,7 @@ class Row:
 
 def new_row(request: Request, decoder: Decoder, *, index: int, number: int, kind: Kind) -> Row:
     """A row at the beginning of its prompt. Raises InvalidSettingError, of which ConstraintError is one."""
-    drafts = decoder._speculation if request.speculation is None else request.speculation
+    drafts = resolved(request.speculation, decoder._speculation)
     if drafts and drafts.exact and kind == "none":
         raise InvalidSettingError(
             f"exact must be False for {decoder.name!r} in {decoder.precision!r}: every number of tokens in a run gives "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from seawall.inference.errors import NotFiniteOutputError, RuntimeFailure
+from seawall.inference.errors import InvalidSettingError, NotFiniteOutputError, RuntimeFailure
 from seawall.inference.runtime import ort
 
 from ..answer import Step
@@ -81,6 +81,8 @@ class Stepping:
 
     def leave(self, row: Row) -> None:
         """A row goes, if it has not gone already, and whatever was not handed out of it."""
+        if not row.finished and row not in self._places:
+            raise InvalidSettingError("row must be of this batch, got one of another: let it leave that one")
         self._done = [advance for advance in self._done if advance.row is not row]
         if not row.finished:
             row.left = True

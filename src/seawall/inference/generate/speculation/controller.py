@@ -18,8 +18,9 @@ from .drafter import Proposal
 _MEMORY = 0.97  # of what was seen: about the last 33 proposals of a class
 _PRIOR = 4.0  # proposals that the drafter's own expectation counts for
 _ALLOWANCE = 0.01  # share of the time that speculation may lose against plain decoding
-_GRACE = 0.6  # plain passes that it may lose besides, so that it can begin at all
-_FORGIVES = 0.995  # of that loss, what is left to hold against it a round later
+_GRACE = 0.35  # plain passes that it may lose besides, so that it can begin at all; a short answer loses hardly more
+_GRACE_PAID = 0.6  # the same for a drafter that costs, whose first token would not be paid for by less
+_FADES = 0.995  # of a gain, what is left a round later: what was won long ago is no excuse for losing now
 _WORST = 1.5  # times what a round should have taken
 _LIKELY = 0.85  # acceptance of a drafter of which nothing is known
 _EXPERIMENTS = 0.01  # share of the time that may go into drafts that are not expected to pay
@@ -97,9 +98,9 @@ class Controller:
         if self._length is not None:
             return self._fixed(offers, min(most, self._length))
         best, gain = Plan(None), 0.0
-        if any(offer is None or offer for offer in offers) and (stake := self._stake()) > 0:
-            for drafter, offer in enumerate(offers):
-                affordable = self._affordable(drafter, most, stake)
+        for drafter, offer in enumerate(offers):
+            if offer is None or offer:
+                affordable = self._affordable(drafter, most)
                 chances = self._chances(drafter, offer, affordable)
                 length, found = self._outlook(drafter, chances)
                 if found > gain:
@@ -145,9 +146,9 @@ class Controller:
         seconds = (draft_seconds + target_seconds) / self.costs.load
         plain = self.costs.plain() / self.costs.load
         self._spent += seconds
-        # What was won long ago is no excuse for losing now. Plain passes win and lose nothing, however long they took.
-        self._ahead *= _FORGIVES**passes
-        if drafted:
+        if self._ahead > 0:  # losses do not fade: the allowance is for all of them together
+            self._ahead *= _FADES**passes
+        if drafted:  # plain passes win and lose nothing, however long they took
             assert plan.drafter is not None
             expected = (self.costs.verify(drafted + 1) + drafted * self.costs.draft(plan.drafter)) / self.costs.load
             self._ahead += decided * plain - min(seconds, _WORST * expected)  # an interrupted pass proves nothing
@@ -178,13 +179,16 @@ class Controller:
         length = min(length, len(chances))
         return tokens, self.costs.verify(length + 1) + length * self.costs.draft(plan.drafter)
 
-    def _stake(self) -> float:
+    def _stake(self, drafter: int) -> float:
         """Seconds that may be lost in a round: what speculation has won, and what it is allowed to lose."""
         plain = self.costs.plain() / self.costs.load
-        return (self._ahead + _ALLOWANCE * self._spent + _GRACE * plain) * self.costs.load
+        grace = _GRACE if self.free[drafter] else _GRACE_PAID
+        return (self._ahead + _ALLOWANCE * self._spent + grace * plain) * self.costs.load
 
-    def _affordable(self, drafter: int, most: int, stake: float) -> int:
+    def _affordable(self, drafter: int, most: int) -> int:
         """Tokens that may be drafted if all of them may be refused."""
+        if (stake := self._stake(drafter)) <= 0:
+            return 0
         base, more = self.costs.verify(2), self.costs.verify(3) - self.costs.verify(2)
         price = self.costs.draft(drafter) + more
         return min(most, max(0, int((stake + self.costs.plain() - base + more) / price)))

@@ -12,7 +12,7 @@ import numpy as np
 from seawall.inference.errors import InvalidSettingError
 
 from .drafter import Host, Proposal, Turn
-from .ngram import STRENGTHS, strength_of
+from .ngram import STRENGTHS, check_shortest, strength_of
 
 _DEPTH = 16  # tokens of context that are compared
 _VOTES = 64  # continuations that are counted where there are more
@@ -31,10 +31,7 @@ class Corpus:
     def __init__(self, documents: Iterable[Sequence[int]]) -> None:
         parts: list[np.ndarray[Any, Any]] = []
         for document in documents:
-            tokens = np.asarray(document, dtype=np.int32)
-            if tokens.ndim != 1 or (len(tokens) and int(tokens.min()) < 0):
-                raise InvalidSettingError(f"a document must be a list of tokens of 0 or more, got {document!r:.80}")
-            parts += [tokens, np.array([_BREAK], dtype=np.int32)]
+            parts += [_checked(document), np.array([_BREAK], dtype=np.int32)]
         self._tokens = np.concatenate(parts) if parts else np.array([_BREAK], dtype=np.int32)
         self._places = _sorted_places(self._tokens)
 
@@ -76,6 +73,17 @@ class Corpus:
         return lambda place: tokens[min(place + depth, last)]
 
 
+def _checked(document: Sequence[int]) -> np.ndarray[Any, Any]:
+    try:
+        tokens = np.asarray(document)
+    except ValueError:  # a list of lists
+        tokens = np.array(None)
+    whole = tokens.ndim == 1 and (not len(tokens) or tokens.dtype.kind in "iu")
+    if not whole or (len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < 1 << 31):
+        raise InvalidSettingError(f"a document must be a list of tokens of 0 or more, got {document!r:.80}")
+    return tokens.astype(np.int32)
+
+
 def _sorted_places(tokens: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Places in the order of the `_DEPTH` tokens that stand there, by doubling the compared length."""
     _, rank = np.unique(tokens, return_inverse=True)
@@ -106,6 +114,9 @@ class CorpusDraft:
     shortest: int = 2
     name: str = "corpus"
     chances: ClassVar[tuple[float, ...]] = (0.1, 0.2, 0.35, 0.6, 0.8, 0.9, 0.95)[: len(STRENGTHS)]
+
+    def __post_init__(self) -> None:
+        check_shortest(self.shortest, _DEPTH)
 
     def cost(self) -> float:
         """Nothing worth counting: less than 0.1 ms a round."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from ..choosing import Chooser
 from .verify import Probabilities
@@ -77,6 +77,7 @@ class Drafting(Protocol):
         ...
 
 
+@runtime_checkable
 class Drafter(Protocol):
     """Makes drafts. It is a setting, shared by all sequences, so it may know a corpus or a model but no sequence.
 

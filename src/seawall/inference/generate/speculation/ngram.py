@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from seawall.inference.errors import InvalidSettingError
+
 from .automaton import SuffixAutomaton
 from .drafter import Host, Proposal, Turn
 
@@ -18,6 +20,13 @@ def strength_of(matched: int) -> int:
     while strength + 1 < len(STRENGTHS) and matched >= STRENGTHS[strength + 1]:
         strength += 1
     return strength
+
+
+def check_shortest(shortest: int, most: int | None = None) -> None:
+    """InvalidSettingError for what is no length of a match."""
+    if type(shortest) is not int or shortest < 1 or (most is not None and shortest > most):
+        rule = "of at least 1" if most is None else f"from 1 to {most}"
+        raise InvalidSettingError(f"shortest must be a whole number {rule}, got {shortest!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +43,9 @@ class NGram:
     shortest: int = 1
     name: ClassVar[str] = "ngram"
     chances: ClassVar[tuple[float, ...]] = (0.2, 0.35, 0.5, 0.7, 0.85, 0.93, 0.97)  # over the ten benchmark prompts
+
+    def __post_init__(self) -> None:
+        check_shortest(self.shortest)
 
     def cost(self) -> float:
         """Nothing worth counting."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from seawall.inference.errors import InvalidSettingError
 
+from ..sampling import is_number
 from .drafter import Drafter
 from .ngram import NGram
 
@@ -40,7 +41,11 @@ class Speculation:
     accept_above: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "drafters", tuple(self.drafters))
+        given: Any = self.drafters
+        drafters = tuple(given) if isinstance(given, Iterable) else (None,)
+        if any(isinstance(one, type) or not isinstance(one, Drafter) for one in drafters):
+            raise InvalidSettingError(f"drafters must be a list of them, such as [NGram()], got {given!r:.200}")
+        object.__setattr__(self, "drafters", drafters)
         names = [drafter.name for drafter in self.drafters]
         if len(set(names)) != len(names):
             raise InvalidSettingError(f"drafters must have different names, got {names!r}")
@@ -52,10 +57,25 @@ class Speculation:
         _whole("most", self.most)
         if self.length is not None:
             _whole("length", self.length)
+        if type(self.exact) is not bool:
+            raise InvalidSettingError(f"exact must be True or False, got {self.exact!r}")
         if self.rule not in ("chosen", "drawn"):
             raise InvalidSettingError(f"rule must be 'chosen' or 'drawn', got {self.rule!r}")
-        if self.accept_above is not None and not 0 < self.accept_above <= 1:
-            raise InvalidSettingError(f"accept_above must be in (0, 1], or None, got {self.accept_above!r}")
+        threshold = self.accept_above
+        if threshold is not None and not (is_number(threshold) and 0 < threshold <= 1):
+            raise InvalidSettingError(f"accept_above must be in (0, 1], or None, got {threshold!r}")
+
+
+def resolved(asked: object, usual: Speculation | None) -> Speculation | None:
+    """How an answer is drafted: as was asked for, or as usual where None was; None for not at all."""
+    if asked is None or asked is False:
+        return usual if asked is None else None
+    if not isinstance(asked, Speculation):
+        raise InvalidSettingError(
+            'speculation must be Speculation(...), False or None, or "auto" where a decoder is loaded, '
+            f"got {asked!r:.200}"
+        )
+    return asked
 
 
 def _whole(name: str, value: int) -> None:

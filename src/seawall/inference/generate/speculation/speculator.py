@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, islice
 from operator import mul
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from seawall.inference.errors import InvalidSettingError
 from seawall.inference.runtime import ort
 
 from ..choosing import Chooser
@@ -62,6 +63,7 @@ class Speculator:
         settings: Speculation,
         *,
         ends: frozenset[int] = frozenset(),
+        vocabulary: int = 1 << 31,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._target = target
@@ -71,6 +73,7 @@ class Speculator:
         self._controller = controller
         self._settings = settings
         self._ends = ends
+        self._vocabulary = vocabulary
         self._clock = clock
         self._rng = chooser.generator(_STREAM)
         self._tallies = {drafter.name: Tally() for drafter in settings.drafters}
@@ -98,7 +101,11 @@ class Speculator:
         begun = self._clock()
         base = self._target.length
         rows = self._target.extend([pending, *attempt.tokens], options)
-        decided = self.settle(attempt, rows, begun)
+        try:
+            decided = self.settle(attempt, rows, begun)
+        except BaseException:
+            self._target.rewind(base)  # a choice that fails leaves it there, as a pass does
+            raise
         self._target.rewind(base + len(decided))
         return decided
 
@@ -115,7 +122,7 @@ class Speculator:
     def offers(self, options: ort.RunOptions) -> list[list[Proposal] | None]:
         """What each drafter that costs nothing proposes, at most; None for one that costs."""
         turn = self._turn(options)
-        return [list(d.propose(turn)) if free else None for d, free in zip(self._draftings, self._free, strict=True)]
+        return [list(self._proposals(index, turn)) if free else None for index, free in enumerate(self._free)]
 
     def shared(self, offers: Sequence[Sequence[Proposal] | None], drafter: int | None, length: int) -> Attempt:
         """A draft of what was offered, to be verified in a pass that other sequences share."""
@@ -175,9 +182,20 @@ class Speculator:
         for drafting in self._draftings:
             drafting.close()
 
+    def _proposals(self, drafter: int, turn: Turn) -> Iterator[Proposal]:
+        """What a drafter says, as far as it is asked: it may know no end, and a user's own may say anything."""
+        for proposal in islice(self._draftings[drafter].propose(turn), turn.most):
+            token: Any = proposal.token
+            if not isinstance(token, (int, np.integer)) or not 0 <= token < self._vocabulary:
+                raise InvalidSettingError(
+                    f"drafter {self._settings.drafters[drafter].name!r} proposed token {token!r}, which is not one of "
+                    f"the model's: an int from 0 to {self._vocabulary - 1}"
+                )
+            yield proposal
+
     def _offer(self, drafter: int, turn: Turn) -> list[Proposal]:
         """What a free drafter proposes; its first token alone where nothing that may follow could make up for it."""
-        proposals = self._draftings[drafter].propose(turn)
+        proposals = self._proposals(drafter, turn)
         if (first := next(proposals, None)) is None:
             return []
         return [first, *proposals] if self._controller.promises(drafter, first.strength) else [first]
@@ -191,7 +209,7 @@ class Speculator:
         turn = Turn(plan.most, turn.chooser, turn.drawn, turn.options)
         taken: list[float] = []
         before = self._clock()
-        for proposal in self._draftings[plan.drafter].propose(turn):
+        for proposal in self._proposals(plan.drafter, turn):
             taken.append(self._clock() - before)
             draft.append(proposal)
             survival *= self._controller.chance(plan.drafter, proposal.strength)

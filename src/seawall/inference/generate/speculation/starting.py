@@ -58,6 +58,15 @@ def begin(
         costs = Costs(pace, [drafter.cost() for drafter in settings.drafters])
         chances = [drafter.chances for drafter in settings.drafters]
         controller = Controller(chances, costs, most=settings.most, length=settings.length)
-        return Started(target, Speculator(target, chooser, draftings, controller, settings, ends=decoder.end_tokens))
+        speculator = Speculator(
+            target,
+            chooser,
+            draftings,
+            controller,
+            settings,
+            ends=decoder.end_tokens,
+            vocabulary=decoder.vocabulary,
+        )
+        return Started(target, speculator)
 
     return start
