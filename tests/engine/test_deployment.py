@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seawall import Rejected
-from seawall.engine.deployment import (
+from seawall.engine import (
     Deployment,
     DeploymentClosedError,
     ModelRetired,
@@ -29,7 +29,13 @@ from seawall.engine.deployment import (
 from seawall.engine.generations import Tally
 from seawall.engine.shadowing import Mirror
 from seawall.inference import Backend, MicroBatcher
-from seawall.inference.errors import CorruptModelError, InvalidInputError, RunDeadlineError
+from seawall.inference.errors import (
+    BatchQueueFullError,
+    CorruptModelError,
+    InvalidInputError,
+    InvalidSettingError,
+    RunDeadlineError,
+)
 from seawall.testing import capture_events, no_leaks
 from seawall.testing import run as in_virtual_time
 from tests.engine.standing import CancelAt, Model, awaiting, until
@@ -161,6 +167,88 @@ def test_a_model_that_fails_before_it_has_traffic_is_closed_and_its_error_raised
         asyncio.run(main())
 
 
+def test_a_load_that_gives_the_model_that_serves_is_refused_and_that_serves_on():
+    """Retiring the old one, or sending the new one away, would close the model under its calls."""
+
+    async def main(again):
+        model = Model("old")
+
+        async def remembered():
+            return model
+
+        load = remembered if again == "async" else lambda: model
+        async with deployment(model) as deployed:
+            for settings in ({}, {"probation": None}, {"self_test": lambda new: False}):
+                with pytest.raises(InvalidSettingError, match="load must make a new model each time"):
+                    await deployed.swap(load, **settings)
+            assert ("old", 0, 1) == (await answer(deployed), model.closed, deployed.gauges()["models"])
+
+    for again in ("async", "plain"):
+        with no_leaks():
+            asyncio.run(main(again))
+
+
+@pytest.mark.parametrize("nothing", [True, False])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_cancelled_while_a_load_gives_nothing_or_the_model_that_serves_it_serves_on(at_once, nothing):
+    async def main():
+        for step in range(10):
+            model = Model("old")
+            async with deployment(model) as deployed:
+                given = None if nothing else model
+                swapping = CancelAt(deployed.swap(lambda given=given: given), step, at_once=at_once)
+                with pytest.raises((asyncio.CancelledError, TypeError if nothing else InvalidSettingError)):
+                    await asyncio.create_task(awaiting(swapping))
+                assert ("old", 0) == (await answer(deployed), model.closed)
+            if not swapping.reached:
+                return step
+        raise AssertionError("it has no end")
+
+    assert 0 < asyncio.run(main())
+
+
+@pytest.mark.parametrize("returned", [None, "model.onnx"])
+def test_a_load_that_returns_no_model_is_refused_before_it_has_traffic(returned):
+    async def main():
+        async with deployment() as deployed:
+            with pytest.raises(TypeError, match=r"what load returns must be a model, which has close\(\)"):
+                await deployed.swap(lambda: returned, probation=None)
+            assert "old" == await answer(deployed)
+
+    with no_leaks():
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"load": Model("new")}, "load must be a function"),
+        ({"warm_up": True}, "warm_up must be a function of the model, or None, got True"),
+        ({"self_test": 42}, "self_test must be"),
+        ({"gate": 0.95}, "gate must be"),
+        ({"shadow": lambda old, new: True}, "shadow must be a Shadow"),
+        ({"probation": 10.0}, r"probation must be a Probation, or None, got 10\.0"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused_before_anything_is_loaded(settings, message):
+    made = []
+
+    async def main():
+        async with deployment() as deployed:
+            with pytest.raises(TypeError, match=message):
+                await deployed.swap(**{"load": lambda: made.append(Model("new")), **settings})
+            assert not made
+            assert 2 == await deployed.swap(lambda: Model("new"), probation=None)
+
+    with no_leaks():
+        asyncio.run(main())
+
+
+def test_what_is_no_model_is_refused_at_once():
+    with pytest.raises(TypeError, match="model must be a model"):
+        Deployment("scores", "model.onnx")
+
+
 def test_a_model_that_cannot_be_opened_is_closed():
     class Unopenable(Model):
         async def open(self):
@@ -215,6 +303,23 @@ def test_a_call_that_never_ends_is_ended_with_the_old_model_once_the_patience_is
 
     with no_leaks():
         asyncio.run(main())
+
+
+def test_a_swap_whose_event_loop_is_gone_did_not_happen():
+    async def begin(swapping, deployed):
+        waited = swapping.send(None)
+        while deployed.generation == 1:
+            await until(waited.done)
+            waited = swapping.send(None)
+
+    new = Model("new")
+    with no_leaks(), deployment() as deployed:
+        swapping = deployed.swap(lambda: new, probation=Probation(60))
+        asyncio.run(begin(swapping, deployed))
+        swapping.close()  # what the collector does with a task that its loop has left behind
+        assert "old" == deployed.run_sync({})["y"]
+        assert 3 == asyncio.run(deployed.swap(lambda: Model("third"), probation=None))
+    assert 1 == new.closed
 
 
 def test_two_swaps_at_once_are_refused():
@@ -292,7 +397,12 @@ class TestProbation:
 
     @pytest.mark.parametrize(
         "error",
-        [Rejected("somebody"), InvalidInputError("x", "nothing", "something"), asyncio.CancelledError()],
+        [
+            Rejected("somebody"),
+            BatchQueueFullError("scores", 9, 8, 0.1),
+            InvalidInputError("x", "nothing", "something"),
+            asyncio.CancelledError(),
+        ],
     )
     def test_refusals_cancellations_and_faults_of_the_callers_prove_nothing(self, error):
         async def main():

@@ -15,6 +15,7 @@ from seawall.inference import Backend
 from seawall.inference.errors import (
     BackendClosedError,
     InvalidInputError,
+    InvalidSettingError,
     NotFiniteOutputError,
     RunDeadlineError,
     RuntimeDeviceError,
@@ -178,3 +179,15 @@ def test_real_backends_of_two_precisions_are_warmed_drained_and_closed(library):
 
     with no_leaks():
         anyio.run(main, backend=library)
+
+
+@pytest.mark.parametrize(("primary", "spare"), [(Model(), None), ("model.onnx", Model())])
+def test_what_is_no_model_is_refused_at_once(primary, spare):
+    with pytest.raises(TypeError, match=r"must be a model, which has close\(\)"):
+        Failover("scores", primary, spare)
+
+
+def test_a_model_is_no_spare_of_its_own():
+    model = Model()
+    with pytest.raises(InvalidSettingError, match="spare must be a model of its own"):
+        Failover("scores", model, model)

@@ -14,17 +14,20 @@ import numpy as np
 import pytest
 
 from seawall import CircuitOpenError, Rejected, State
-from seawall.engine import StepStuckError, supervision
-from seawall.engine.failover import Failover
-from seawall.engine.rehearsal import UnfitModelError
-from seawall.engine.supervision import (
+from seawall.engine import (
     ModelLost,
     ModelRebuilt,
     ModelSuspected,
     RebuildFailed,
+    StepStuckError,
     Supervised,
     SupervisedClosedError,
+    rebuilding,
+    supervision,
 )
+from seawall.engine.failover import Failover
+from seawall.engine.generations import Generation
+from seawall.engine.rehearsal import UnfitModelError
 from seawall.inference import Backend
 from seawall.inference.errors import (
     BackendClosedError,
@@ -164,7 +167,7 @@ class TestSuspicion:
                 return test
 
             async with supervised(maker) as served:
-                served._canary = canary
+                served._rehearsal.canary = canary
                 maker.made[0].error = error
                 with pytest.raises(type(error)):
                     await answer(served)
@@ -201,7 +204,7 @@ class TestSuspicion:
                     tested.append(model)
                     raise Rejected("busy")
 
-                served._canary = canary
+                served._rehearsal.canary = canary
                 maker.made[0].error = NAN
                 with pytest.raises(NotFiniteOutputError):
                     await answer(served)
@@ -283,7 +286,7 @@ def test_a_model_that_dies_again_and_again_waits_longer_each_time():
 def test_where_the_system_has_no_thread_to_give_the_next_call_tries_again(monkeypatch):
     async def main():
         maker, starts = Maker(), []
-        start = supervision.start
+        start = rebuilding.start
 
         def failing(*arguments):
             starts.append(arguments)
@@ -291,7 +294,7 @@ def test_where_the_system_has_no_thread_to_give_the_next_call_tries_again(monkey
                 raise RuntimeError("can't start new thread")
             return start(*arguments)
 
-        monkeypatch.setattr(supervision, "start", failing)
+        monkeypatch.setattr(rebuilding, "start", failing)
         async with supervised(maker) as served:
             maker.made[0].error = LOST
             with pytest.raises(RuntimeDeviceError):
@@ -304,6 +307,107 @@ def test_where_the_system_has_no_thread_to_give_the_next_call_tries_again(monkey
 
     with no_leaks():
         asyncio.run(main())
+
+
+def test_a_caller_who_has_the_probe_for_a_moment_delays_the_rebuilding_by_no_more(monkeypatch):
+    def probe():
+        while True:
+            try:
+                return served.breaker.admit()
+            except CircuitOpenError:  # for a millisecond
+                continue
+
+    def wait(seconds):
+        waited.append(seconds)
+        held.cancel()
+
+    waited = []
+    served = supervised(Maker())
+    served.breaker.update(probe_timeout=3600.0)  # what a refusal says where the probe is taken
+    served.breaker.force_open(0.001)
+    held = probe()
+    monkeypatch.setattr(served._stopping, "wait_sync", wait)
+    served._permit().cancel()
+    assert [0.001] == waited
+
+
+@pytest.mark.parametrize("answer_of_it", [float("inf"), float("nan"), -1.0, "soon", None, ZeroDivisionError()])
+def test_a_backoff_that_gives_no_seconds_is_a_minute_and_the_model_comes_back(monkeypatch, answer_of_it):
+    def backoff(attempt):
+        if isinstance(answer_of_it, Exception):
+            raise answer_of_it
+        return answer_of_it
+
+    async def main():
+        maker = Maker()
+        async with supervised(maker, backoff=backoff) as served:
+            maker.made[0].error = LOST
+            with pytest.raises(RuntimeDeviceError):
+                await answer(served)
+            return await answered_again(served)
+
+    monkeypatch.setattr(rebuilding, "_CALM", 0.01)  # the minute
+    with no_leaks():
+        assert "model 2" == asyncio.run(main())
+
+
+def test_where_the_system_has_no_thread_for_a_self_test_the_caller_gets_the_models_error(monkeypatch):
+    async def main():
+        maker, tested = Maker(), []
+        async with supervised(maker, self_test=lambda model: tested.append(model.name)) as served:
+            maker.made[0].error = NAN
+            with monkeypatch.context() as patch:
+                patch.setattr(supervision, "start", _no_thread)
+                with pytest.raises(NotFiniteOutputError):
+                    await answer(served)
+            with pytest.raises(NotFiniteOutputError):
+                await answer(served)
+            await until(lambda: not served._testing)
+            return tested
+
+    with no_leaks():
+        assert ["model 1", "model 1"] == asyncio.run(main())
+
+
+def _no_thread(*work):
+    raise RuntimeError("can't start new thread")
+
+
+def test_closing_gives_everything_back_though_a_model_cannot_be_closed():
+    class Stubborn(Model):
+        def close(self):
+            super().close()
+            raise ValueError("no")
+
+    async def main():
+        lost, serving = Stubborn("lost"), Stubborn("serving")
+        served = await supervised(Maker(serving)).open()
+        served._dead = Generation(lost, 1)
+        with pytest.raises(ValueError, match="no"):
+            served.close()
+        return lost.closed, serving.closed
+
+    with no_leaks():
+        assert (1, 1) == asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"load": Model()}, "load must be a function"),
+        ({"self_test": 3}, "self_test must be a function of the model"),
+        ({"warm_up": "yes"}, "warm_up must be a function of the model"),
+        ({"backoff": 3}, "backoff must be a plain function"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused_at_once(settings, message):
+    with pytest.raises(TypeError, match=message):
+        Supervised("scores", **{"load": Model, **settings})
+
+
+def test_a_load_that_returns_nothing_says_so():
+    with pytest.raises(TypeError, match="what load returns must be a model"):
+        supervised(lambda: None).open_sync()
 
 
 def test_when_a_new_model_is_announced_the_breaker_lets_calls_pass_again():

@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 from seawall.inference import Backend, errors
-from seawall.inference.runtime import ort, providers
+from seawall.inference.runtime import memory, ort, providers
 from seawall.testing import no_leaks
 from tests.inference import onnx_models as models
 from tests.inference.test_backend import at_work, in_flight, until
@@ -220,6 +220,33 @@ print(grown > 90 << 20, left < grown / 10, grown, left)
 def test_shrinking_and_closing_give_memory_back_to_the_system_without_another_load(how):
     done = python(f"HOW = {how!r}\n{GROWING}")
     assert done.stdout.startswith("True True"), done
+
+
+EXHAUSTED = """
+import gc, psutil
+from seawall.inference import Backend, errors
+from tests.inference import onnx_models as models
+def rss():
+    return psutil.Process().memory_info().rss
+with Backend.load(models.chain(4).SerializeToString(), threads=1, memory_limit=64 << 20) as backend:
+    backend.warm_up()
+    before = rss()
+    for size in (24, 31, 40) * 3:  # MB of inputs, and of each product
+        try:
+            backend.run_sync(models.rows(size << 12))
+        except errors.RuntimeExhaustedError:
+            pass
+    gc.collect()
+    backend.shrink()
+    left = rss() - before
+print(left < 10 << 20, left)
+"""
+
+
+@pytest.mark.skipif(memory._TRIM is None, reason="this C library has no malloc_trim")
+def test_after_runs_beyond_the_limit_shrinking_gives_back_what_the_c_library_kept():
+    done = python(EXHAUSTED)
+    assert done.stdout.startswith("True"), done
 
 
 # Cancellation and deadlines; a run of `endless` ends only if somebody ends it

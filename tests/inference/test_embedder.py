@@ -108,6 +108,13 @@ def test_a_coroutine_gets_the_same_vectors(tiny, backend):
         anyio.run(tiny.embed, texts, backend=backend)
 
 
+def test_an_iterator_of_texts_is_read_once_and_loses_none(tiny):
+    texts = ["sea", "salty rock?"]
+    expected = tiny.embed_sync(texts)
+    assert np.array_equal(expected, tiny.embed_sync(iter(texts)))
+    assert np.array_equal(expected, asyncio.run(tiny.embed(iter(texts))))
+
+
 def test_no_texts_are_no_vectors(tiny):
     assert tiny.embed_sync([]).shape == (0, 32)
 
@@ -146,7 +153,7 @@ def test_tokens_that_the_model_has_not_are_refused(tiny, tokens):
         tiny.embed_sync([tokens])
 
 
-@pytest.mark.parametrize("texts", ["a single text", [b"bytes"], [None], ["fine", 3], ["half \ud800 a pair"]])
+@pytest.mark.parametrize("texts", ["a single text", None, 3, [b"bytes"], [None], ["fine", 3], ["half \ud800 a pair"]])
 def test_what_is_no_list_of_texts_is_a_typed_error(tiny, texts):
     with pytest.raises(InvalidPromptError):
         tiny.embed_sync(texts)

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final, Generic, TypeVar
 
 from seawall.core import checks, events
 from seawall.core.events import Listener
-from seawall.engine.generations import Generation, Tally, start
+from seawall.engine.generations import Generation, start
 from seawall.engine.rehearsal import Gate, Load, Test, UnfitModelError, closed, loaded, warm_up
 from seawall.engine.shadowing import Mirror, Shadow, shadowed
-from seawall.engine.standing_in import Closes, StandIn, relayed
+from seawall.engine.standing_in import Closes
 from seawall.engine.swapping import (
-    DeploymentClosedError,
     ModelRetired,
     ModelSwapped,
     Stages,
     SwapInProgressError,
     SwapRolledBack,
     SwapStarted,
+    check_settings,
 )
+from seawall.engine.traffic import Traffic
 from seawall.engine.trial import Probation, Trial
 from seawall.engine.worker import Worker
 
-T = TypeVar("T")
 M = TypeVar("M", bound=Closes)
-
 
 DEFAULT_PROBATION: Final = Probation()
 
 
-class Deployment(StandIn[M], Generic[M]):
+class Deployment(Traffic[M], Generic[M]):
     """Serves a model, and replaces it without a failed call: `await deployment.swap(load)`.
 
     For a Backend, a MicroBatcher, an Embedder, an Engine, or a stand-in for one; it takes the model over, and closes
@@ -85,123 +82,11 @@ class Deployment(StandIn[M], Generic[M]):
     def __init__(
         self, name: str, model: M, *, drain_timeout: float | timedelta = 60.0, listeners: Iterable[Listener] = ()
     ) -> None:
-        super().__init__(name, listeners)
+        super().__init__(name, model, listeners)
         self.drain_timeout = checks.seconds("drain_timeout", drain_timeout, zero=True, infinite=True)
-        self._current: Generation[M] = Generation(model, 1)
-        self._live = [self._current]  # those that may still have calls
         self._numbers = 1
         self._swapping = False
-        self._closing = False
-        self._trial: Trial | None = None
-        self._mirror: Mirror[M] | None = None
-        self._seen = Tally()
-        self._rescued = 0
         self._register()
-
-    @property
-    def model(self) -> M:
-        """The model that serves now: to look at. Ask the deployment, since a swap may close it."""
-        return self._current.model
-
-    @property
-    def generation(self) -> int:
-        """Which model serves: 1 for the first, one more for each that was tried."""
-        return self._current.number
-
-    @property
-    def calls(self) -> int:
-        """Calls in flight, on all models; streams included."""
-        with self._lock:
-            return sum(generation.calls for generation in self._live)
-
-    @property
-    def closed(self) -> bool:
-        """Whether it takes no more calls."""
-        return self._closing
-
-    async def call(self, ask: Callable[[M], Awaitable[T]]) -> T:
-        """What the model that serves now answers to `ask`."""
-        generation = self._enter()
-        try:
-            answer = await ask(generation.model)
-        except BaseException as error:
-            other = self._exit(generation, error)
-            if other is None:
-                raise
-        else:
-            self._answered(generation, ask, answer)
-            return answer
-        try:
-            answer = await ask(other.model)
-        except BaseException as error:
-            self._exit(other, error, rescue=True)
-            raise
-        self._exit(other, None, rescue=True)
-        return answer
-
-    def call_sync(self, ask: Callable[[M], T]) -> T:
-        """The same for a plain thread."""
-        generation = self._enter()
-        try:
-            answer = ask(generation.model)
-        except BaseException as error:
-            other = self._exit(generation, error)
-            if other is None:
-                raise
-        else:
-            self._answered(generation, ask, answer)
-            return answer
-        try:
-            answer = ask(other.model)
-        except BaseException as error:
-            self._exit(other, error, rescue=True)
-            raise
-        self._exit(other, None, rescue=True)
-        return answer
-
-    async def iterate(self, ask: Callable[[M], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
-        """A stream of the model that serves when its first item is asked for; that model gives all of it."""
-        generation = self._enter()
-        try:
-            async for item in relayed(ask(generation.model)):
-                yield item
-        except BaseException as error:
-            self._exit(generation, error, rescue=True)
-            raise
-        self._exit(generation, None)
-
-    def _enter(self) -> Generation[M]:
-        with self._lock:
-            if self._closing:
-                raise DeploymentClosedError(f"deployment {self.name!r} is closed")
-            self._current.enter()
-            return self._current
-
-    def _exit(
-        self, generation: Generation[M], error: BaseException | None, *, rescue: bool = False
-    ) -> Generation[M] | None:
-        """A call ended. The generation that answers in its place, entered, where one on probation failed."""
-        with self._lock:
-            generation.exit()
-            blamed = generation.tally.count(error)
-            if blamed and generation is self._current and self._trial is not None:
-                self._trial.judge()
-            before = generation.before
-            if blamed and before is not None and not (rescue or self._closing or isinstance(error, TimeoutError)):
-                other = before if generation is self._current else self._current  # it was rolled back meanwhile
-                other.enter()
-                return other
-            if rescue and error is None:
-                self._rescued += 1
-            else:
-                self._seen.count(error)
-        return None
-
-    def _answered(self, generation: Generation[M], ask: Callable[[M], object], answer: object) -> None:
-        self._exit(generation, None)
-        mirror = self._mirror
-        if mirror is not None:
-            mirror.offer(ask, answer)
 
     async def swap(
         self,
@@ -221,7 +106,7 @@ class Deployment(StandIn[M], Generic[M]):
         a note. Plain functions run in a worker thread and may block; `async` ones run here.
 
         Args:
-            load: makes the new model; an engine may be returned unopened.
+            load: makes the new model, another one each time; an engine may be returned unopened.
             warm_up: given the new model; its own `warm_up()` unless told, None for nothing.
             self_test: given the new model. It raises or answers False where that will not do.
             shadow: compare its answers to some calls with those that the callers got.
@@ -231,17 +116,19 @@ class Deployment(StandIn[M], Generic[M]):
 
         Raises:
             UnfitModelError: it did not pass; `stage` and `why`.
+            InvalidSettingError: `load` gave the model that serves; it serves on.
             SwapInProgressError: another swap is on its way.
             DeploymentClosedError: closed before, or meanwhile.
             Exception: whatever `load` or a test raised.
         """
+        check_settings(load, shadow, probation, warm_up=warm_up, self_test=self_test, gate=gate)
         number = self._begin()
         stages = Stages(self.name)
         new = old = None
         try:
             began = self._now()
             self._say(SwapStarted, number)
-            new = Generation(await loaded(stages.worker, load), number)
+            new = Generation(await loaded(stages.worker, load, [one.model for one in self._live]), number)
             await stages.passed("warm_up", warm_up, new.model)
             await stages.passed("self_test", self_test, new.model)
             if shadow is not None:
@@ -273,10 +160,6 @@ class Deployment(StandIn[M], Generic[M]):
             self._swapping = True
             self._numbers += 1
             return self._numbers
-
-    def _check_open(self) -> None:
-        if self._closing:
-            raise DeploymentClosedError(f"deployment {self.name!r} is closed")
 
     async def _compare(self, new: Generation[M], shadow: Shadow, worker: Worker) -> None:
         self._mirror = Mirror(shadow)
@@ -316,16 +199,17 @@ class Deployment(StandIn[M], Generic[M]):
         """New calls go to the old one, as before; the new one is closed after those that it has."""
         with self._lock:
             self._trial = None
-            if old is not None and new is not None:
-                if not self._closing:
-                    old.stay()
-                    self._current = old
+            if new is not None:
                 new.leave()
+            if old is not None and not self._closing:
+                old.stay()
+                self._current = old
             self._emit(SwapRolledBack, self._now(), self._current.number, stages.name, error)
         events.deliver()
         if new is None:
             return
-        if old is None or not new.calls:
+        gone = isinstance(error, GeneratorExit)  # the event loop: nobody can wait
+        if not gone and (old is None or not new.calls):
             await self._retire(new, stages.worker)
             return
         start(f"{self.name} retires {new.number}", self._see_off, new)
@@ -354,54 +238,6 @@ class Deployment(StandIn[M], Generic[M]):
             generation.closed.set()
             self._emit(ModelRetired, self._now(), generation.number, ended)
         events.deliver()
-
-    async def drain(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - ends no call
-        """Take no more calls, and wait for those in flight; False if `timeout` seconds were too few."""
-        until = math.inf if timeout is None else self._now() + timeout
-        for generation in self._leave():
-            if not await generation.idle.wait(max(0.0, until - self._now())):
-                return False
-        return True
-
-    def drain_sync(self, timeout: float | None = None) -> bool:
-        """The same for a plain thread."""
-        until = math.inf if timeout is None else self._now() + timeout
-        return all(generation.idle.wait_sync(max(0.0, until - self._now())) for generation in self._leave())
-
-    def close(self) -> None:
-        """Close all its models, and end a swap that is on its way; `drain` first spares the calls in flight.
-
-        Blocks until they have ended. Closing again does nothing.
-        """
-        with ExitStack() as models:
-            for generation in self._leave():
-                models.callback(generation.model.close)
-
-    def _leave(self) -> list[Generation[M]]:
-        with self._lock:
-            self._closing = True
-            for generation in self._live:
-                generation.leave()
-            if self._trial is not None:
-                self._trial.over.set()
-            return list(self._live)
-
-    def counters(self) -> dict[str, int]:
-        """Calls by how they ended for their callers; rescued ones were answered by the model before."""
-        with self._lock:
-            seen = self._seen
-            return {
-                "success": seen.success,
-                "failure": seen.failure,
-                "neither": seen.neither,
-                "rescued": self._rescued,
-            }
-
-    def gauges(self) -> dict[str, float]:
-        """The generation that serves, calls in flight, and models in memory."""
-        with self._lock:
-            active = sum(generation.calls for generation in self._live)
-            return {"generation": self._current.number, "active": active, "models": len(self._live)}
 
     def __repr__(self) -> str:
         state = "closed" if self._closing else f"generation {self.generation}, {self.calls} calls"

@@ -12,6 +12,7 @@ from seawall.core.events import Listener
 from seawall.engine.errors import EngineClosedError
 from seawall.engine.losing import SupervisedClosedError
 from seawall.engine.pair import Pair
+from seawall.engine.rehearsal import checked_model
 from seawall.engine.standing_in import Closes
 from seawall.engine.swapping import DeploymentClosedError
 from seawall.inference.errors import (
@@ -20,6 +21,7 @@ from seawall.inference.errors import (
     DecoderClosedError,
     ForkedBackendError,
     InvalidInputError,
+    InvalidSettingError,
     RuntimeFailure,
 )
 from seawall.policies.fallback import Fallback
@@ -102,8 +104,10 @@ class Failover(Pair[M], Generic[M]):
         listeners: Iterable[Listener] = (),
     ) -> None:
         super().__init__(name, listeners)
-        self.primary = primary
-        self.spare = spare
+        if primary is spare:
+            raise InvalidSettingError(f"spare must be a model of its own, and is the primary: {spare!r}")
+        self.primary = checked_model("primary", primary)
+        self.spare = checked_model("spare", spare)
         self.fallback = Fallback(name, _step(name, spare, spare_name), on=on, listeners=listeners)
 
     @property

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias, TypeVar, cast
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Generic, TypeAlias, TypeVar, cast
 
 from seawall.engine.standing_in import Closes
 from seawall.engine.worker import Worker
-from seawall.inference.errors import ModelError
+from seawall.inference.errors import InvalidSettingError, ModelError
 
 M = TypeVar("M", bound=Closes)
 
@@ -40,10 +40,26 @@ def warm_up(model: object) -> object:
     return own() if own is not None else None
 
 
-async def loaded(worker: Worker, load: Load[M]) -> M:
+def checked_model(what: str, model: M) -> M:
+    """The model itself, if it can be closed one day."""
+    if not callable(getattr(model, "close", None)):
+        raise TypeError(f"{what} must be a model, which has close(), got {model!r}")
+    return model
+
+
+def checked_stages(**stages: Callable[..., object] | None) -> list[tuple[str, Test[M] | None]]:
+    """Stages and their tests, which are functions or None."""
+    for stage, test in stages.items():
+        if test is not None and not callable(test):
+            raise TypeError(f"{stage} must be a function of the model, or None, got {test!r}")
+    return list(stages.items())
+
+
+async def loaded(worker: Worker, load: Load[M], serving: Iterable[object] = ()) -> M:
     """A new model: from an `async` function here, from a plain one in the worker, and opened where it can be.
 
-    When the caller is cancelled the model is closed, and the cancellation leaves after that.
+    When the caller is cancelled the model is closed, and the cancellation leaves after that. One that is `serving`
+    already, as a `load` that remembers its model gives it, is refused and left alone: closing it would end its calls.
     """
     if inspect.iscoroutinefunction(load):
         model = cast(M, await load())
@@ -52,10 +68,13 @@ async def loaded(worker: Worker, load: Load[M]) -> M:
         try:
             await worker.run(lambda: made.append(cast(M, load())))
         except BaseException:
-            if made:
+            if made and hasattr(made[0], "close") and all(made[0] is not one for one in serving):
                 await closed(worker, made[0])
             raise
         model = await made[0] if inspect.iscoroutine(made[0]) else made[0]  # of a lambda around an `async` one
+    if any(model is one for one in serving):
+        raise InvalidSettingError(f"load must make a new model each time, and gave the one that serves: {model!r}")
+    checked_model("what load returns", model)
     try:
         if hasattr(model, "open"):  # an engine, which loads then
             await model.open()
@@ -68,6 +87,50 @@ async def loaded(worker: Worker, load: Load[M]) -> M:
 async def closed(worker: Worker, model: Closes) -> None:
     """Close the model in the worker; whoever cancels meanwhile waits until that is done."""
     await worker.run(model.close)
+
+
+class Rehearsal(Generic[M]):
+    """How a model is made that may serve: loaded, warmed up, tested.
+
+    Attributes:
+        canary: what tells a sick model, while it serves; None where nothing does.
+    """
+
+    def __init__(
+        self, name: str, load: Load[M], *, warm_up: Test[M] | None = None, self_test: Test[M] | None = None
+    ) -> None:
+        if not callable(load):
+            raise TypeError(f"load must be a function that makes a model, got {load!r}")
+        self._name = name
+        self._load = load
+        self._stages: list[tuple[str, Test[M] | None]] = checked_stages(warm_up=warm_up, self_test=self_test)
+        self.canary = self_test or warm_up
+
+    async def make(self) -> M:
+        """A new model that passed; one that did not is closed."""
+        worker = Worker(f"seawall-{self._name}-load")
+        try:
+            model = await loaded(worker, self._load)
+            try:
+                for stage, test in self._stages:
+                    if test is not None:
+                        await passed(worker, self._name, stage, test, model)
+            except BaseException:
+                await closed(worker, model)
+                raise
+            return model
+        finally:
+            worker.stop()
+
+    async def retest(self, model: M) -> None:
+        """Whether one that is suspected passes its canary; it is left open."""
+        if self.canary is None:
+            return
+        worker = Worker(f"seawall-{self._name}-test")
+        try:
+            await passed(worker, self._name, "self_test", self.canary, model)
+        finally:
+            worker.stop()
 
 
 async def passed(worker: Worker, name: str, stage: str, test: Callable[..., object], *models: object) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from seawall.core.events import Event
-from seawall.engine.rehearsal import passed
+from seawall.engine.rehearsal import checked_stages, passed
+from seawall.engine.shadowing import Shadow
+from seawall.engine.trial import Probation
 from seawall.engine.worker import Worker
 from seawall.inference.errors import ModelError
 
@@ -51,6 +53,17 @@ class ModelRetired(Event):
 
     generation: int
     ended: int
+
+
+def check_settings(load: object, shadow: object, probation: object, **stages: Callable[..., object] | None) -> None:
+    """What a swap is given, before anything is loaded."""
+    if not callable(load):
+        raise TypeError(f"load must be a function that makes a model, got {load!r}")
+    if shadow is not None and not isinstance(shadow, Shadow):
+        raise TypeError(f"shadow must be a Shadow, or None, got {shadow!r}")
+    if probation is not None and not isinstance(probation, Probation):
+        raise TypeError(f"probation must be a Probation, or None, got {probation!r}")
+    checked_stages(**stages)
 
 
 class Stages:

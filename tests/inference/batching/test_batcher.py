@@ -367,14 +367,22 @@ def test_a_full_queue_refuses_with_a_typed_error_that_says_when_to_come_back(end
         ({"max_queued": 1.5}, "max_queued must be a whole number"),
         ({"workers": True}, "workers must be a whole number"),
         ({"max_delay": -1}, "max_delay must be seconds, at least 0, got -1"),
-        ({"max_delay": "1"}, "must be a number of seconds"),
+        ({"max_delay": "1"}, "max_delay must be a number of seconds"),
         ({"max_tokens": 100}, "give padding too, got 100"),
         ({"tolerance": 1.5}, r"tolerance must be a share in \[0, 1\), got 1\.5"),
+        ({"tolerance": "1e-4"}, "tolerance must be a share"),
+        ({"padding": 16}, "padding must be a Padding, or None, got 16"),
+        ({"watch": "spans"}, "watch must be a function"),
     ],
 )
 def test_a_setting_outside_its_range_is_refused_with_its_value(backend, settings, message):
     with no_leaks(), pytest.raises(errors.InvalidSettingError, match=message):
         MicroBatcher(backend, **settings)
+
+
+def test_what_is_no_backend_is_refused():
+    with pytest.raises(errors.InvalidSettingError, match="backend must be a Backend, got 'model"):
+        MicroBatcher("model.onnx")
 
 
 def test_a_token_budget_that_not_even_one_row_fits_in_is_refused():

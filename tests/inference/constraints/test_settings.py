@@ -29,6 +29,7 @@ BAD = [
     (lambda: JsonSchema({"type": "string", "pattern": "(a"}), "regex parse error"),
     (lambda: JsonSchema({"type": "object", "properties": {"a": False}, "required": ["a"]}), "nsatisfiable"),
     (lambda: JsonSchema({}, separators=(";", ":")), 'separators must be such as \\(", ", ": "\\), or None, got'),
+    (lambda: JsonSchema({}, separators=5), "or None, got 5"),
     (lambda: JsonSchema(deep(1000)), "recursion limit"),
     (lambda: JsonSchema({"enum": ["x" * 200_000]}), "at most 131,072 are taken: say it shorter"),
     (lambda: JsonSchema({"allOf": [{"anyOf": [{"required": [i + j]} for j in "abcde"]} for i in "12345678"]}), "large"),

@@ -26,7 +26,7 @@ def test_what_was_not_measured_and_what_is_nan_does_not_pass():
 
 
 @given(st.dictionaries(st.sampled_from(["kl", "kl_p99", "top1", "perplexity_ratio", "cosine", "sqnr_db"]),
-                       st.floats(-10, 10), min_size=1))  # fmt: skip
+                       st.floats(0, 1), min_size=1))  # fmt: skip
 def test_scores_on_their_bounds_pass_and_a_gate_without_bounds_passes_all(scores):
     assert [] == Gate(**scores).failures(scores)
     assert [] == Gate().failures(scores)
@@ -36,6 +36,21 @@ def test_scores_on_their_bounds_pass_and_a_gate_without_bounds_passes_all(scores
 def test_a_bound_is_a_finite_number(limit):
     with pytest.raises(InvalidSettingError, match="kl must be a finite number"):
         Gate(kl=limit)
+
+
+@pytest.mark.parametrize(
+    ("bound", "message"),
+    [
+        ({"top1": 97}, r"top1 must be from 0 to 1, got 97; for 97 % write 0\.97"),
+        ({"top1": -0.1}, "top1 must be from 0 to 1, got -0"),
+        ({"kl": -1}, "kl must be from 0 to inf, got -1"),
+        ({"perplexity_ratio": -0.5}, "perplexity_ratio must be from 0"),
+        ({"cosine": 99.5}, "cosine must be from -1 to 1, got 99.5"),
+    ],
+)
+def test_a_bound_that_nothing_or_everything_keeps_is_refused(bound, message):
+    with pytest.raises(InvalidSettingError, match=message):
+        Gate(**bound)
 
 
 def test_the_error_carries_measure_value_limit_and_cure():

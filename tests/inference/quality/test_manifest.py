@@ -149,6 +149,29 @@ def test_a_manifest_of_somebody_else_is_none_of_ours(folder):
     Backend.load(folder, threads=1).close()
 
 
+@pytest.mark.parametrize("content", ["", "{", '{"facts": {"quality"', "\x00", "[" * 100_000])
+def test_a_manifest_that_was_half_written_is_damage_and_no_way_around_the_gate(folder, report, content):
+    record(folder, report, IMPOSSIBLE)
+    (folder / "manifest.json").write_text(content)
+    for kind in (Decoder, Backend):
+        with pytest.raises(CorruptModelError, match=r"manifest\.json"):
+            kind.load(folder, threads=1)
+
+
+def test_a_manifest_whose_seal_was_taken_out_is_damage_too(folder, report):
+    record(folder, report, IMPOSSIBLE)
+    changed(folder, lambda manifest: (manifest.pop("seal"), manifest["facts"].pop("quality")))
+    for kind in (Decoder, Backend):
+        with pytest.raises(CorruptModelError, match=r"manifest\.json"):
+            kind.load(folder, threads=1)
+
+
+@pytest.mark.parametrize("gate", [0.95, "int8", {"kl": 0.005}])
+def test_a_gate_that_is_none_is_refused(folder, report, gate):
+    with pytest.raises(InvalidSettingError, match="gate must be a Gate, or None"):
+        record(folder, report, gate)
+
+
 def test_a_record_cannot_be_written_into_a_folder_that_cannot_hold_it(folder, report, monkeypatch):
     from seawall.inference.errors import ModelCacheError
     from seawall.inference.models import cache

@@ -77,6 +77,14 @@ def test_other_shapes_are_named(opened):
 def test_logits_that_are_no_output_are_named(opened):
     with pytest.raises(InvalidSettingError, match="logits names scores, but the outputs are y"):
         compare_outputs(opened(product()), opened(product()), batches(), logits=["scores"])
+    with pytest.raises(InvalidSettingError, match=r"a list of names of outputs, got a single str: \['y'\]"):
+        compare_outputs(opened(product()), opened(product()), batches(), logits="y")
+
+
+@pytest.mark.parametrize("data", ["a text", {"x": WEIGHTS}, [WEIGHTS]])
+def test_what_is_no_list_of_inputs_by_name_is_refused(opened, data):
+    with pytest.raises(InvalidSettingError, match="data must be a list of inputs by name, one mapping a batch"):
+        quality_report(opened(product()), opened(product()), data)
 
 
 def test_no_inputs_prove_nothing(opened):

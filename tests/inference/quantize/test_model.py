@@ -269,7 +269,9 @@ def test_calibration_that_overflows_names_the_value(tmp_path):
 
 def test_calibration_that_the_model_does_not_take_is_onnx_runtimes_error(tmp_path):
     with pytest.raises(RuntimeFailure, match="calibrating"):
-        quantize_model(saved(encoder(), tmp_path), tmp_path / "q", recipe="int4-gptq", calibration=[{"y": np.ones(3)}])
+        quantize_model(
+            saved(encoder(), tmp_path), tmp_path / "q", recipe="int4-gptq", calibration=[{"ids": np.ones(3)}]
+        )
 
 
 @pytest.mark.parametrize(
@@ -279,6 +281,8 @@ def test_calibration_that_the_model_does_not_take_is_onnx_runtimes_error(tmp_pat
         ([], "the list is empty"),
         ("a text", "a list of inputs or texts, not a single one"),
         (["a text"], "needs a prepared decoder"),
+        ([{"y": np.ones(3)}], "calibration must give the model's inputs, ids, got y"),
+        ([CALIBRATION[0], {**CALIBRATION[0], "y": np.ones(3)}], "the model's inputs, ids, got ids, y"),
     ],
 )
 def test_calibration_that_is_missing_or_wrong_is_said_before_any_work(calibration, message, tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +36,7 @@ from .planning import batches, bucket, buckets
 
 Array = np.ndarray[Any, Any]
 Text = str | Sequence[int]  # or its tokens
+Watch = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 MAX_CHARACTERS = 65_536  # up to 0.1 s of tokenizing; a text of 512 tokens has a few thousand
 OUTPUT = "sentence_embedding"
 _MOST_ROWS = 64  # of a run: more of them are no faster, and the trial takes longer
@@ -67,6 +69,7 @@ class Embedder(Closing):
         batch_tokens: int,
         share: bool,
         max_delay: float | timedelta,
+        watch: Watch | None = None,
     ) -> None:
         self.backend = backend
         self.name = name
@@ -74,6 +77,7 @@ class Embedder(Closing):
         self.max_tokens = max_tokens
         self._tokenizer = tokenizer
         self._truncate = truncate
+        self._watch = watch
         self._batch_tokens = max(batch_tokens, max_tokens)
         self._most_rows = min(batch_tokens, _MOST_ROWS)
         self._vocabulary = int(tokenizer.get_vocab_size())
@@ -109,6 +113,7 @@ class Embedder(Closing):
         memory_limit: int | None = None,
         workers: int = 1,
         cache_dir: str | os.PathLike[str] | None = None,
+        watch: Watch | None = None,
     ) -> Self:
         """Load an encoder; blocks. Nothing is downloaded: `models.add` does that.
 
@@ -125,6 +130,8 @@ class Embedder(Closing):
             memory_limit: most bytes of weights and runs.
             workers: runs of coroutines at once.
             cache_dir: where converted models are kept; None for the usual cache folder.
+            watch: gives, of the model's name and dimension, a context manager for each call, whose value is told the
+                tokens of all texts: `seawall.telemetry.embeddings`. It must not raise.
 
         Raises:
             DependentRowsError: texts that share a run influence each other; `share=False` loads it all the same.
@@ -157,6 +164,7 @@ class Embedder(Closing):
                 batch_tokens=batch_tokens,
                 share=share,
                 max_delay=max_delay,
+                watch=watch,
             )
         except BaseException:
             backend.close()
@@ -179,12 +187,15 @@ class Embedder(Closing):
             ModelError: what `Backend.run_sync` raises.
         """
         clock = _Countdown(deadline)
-        tokens = self._tokens(texts)
-        vectors = np.empty((len(tokens), self.dimension), np.float32)
-        for group in self._groups(tokens):
-            with clock:
-                outputs = self._asked.run_sync(_padded([tokens[index] for index in group]), deadline=clock.left())
-            vectors[group] = outputs[OUTPUT]
+        with self._watched() as told:
+            texts = _listed(texts)
+            tokens = self._tokens(texts)
+            told(sum(map(len, tokens)))
+            vectors = np.empty((len(tokens), self.dimension), np.float32)
+            for group in self._groups(tokens):
+                with clock:
+                    outputs = self._asked.run_sync(_padded([tokens[index] for index in group]), deadline=clock.left())
+                vectors[group] = outputs[OUTPUT]
         return vectors
 
     async def embed(self, texts: Sequence[Text], *, deadline: float | timedelta | None = None) -> Array:
@@ -193,15 +204,18 @@ class Embedder(Closing):
         Who is cancelled leaves at once; a run that nobody else shares ends within one node.
         """
         clock = _Countdown(deadline)
-        if sum(map(len, filter(_is_text, texts))) > _INLINE:
-            tokens = await anyio.to_thread.run_sync(self._tokens, texts)
-        else:
-            tokens = self._tokens(texts)
-        vectors = np.empty((len(tokens), self.dimension), np.float32)
-        for group in self._groups(tokens):
-            with clock:
-                outputs = await self._asked.run(_padded([tokens[index] for index in group]), deadline=clock.left())
-            vectors[group] = outputs[OUTPUT]
+        with self._watched() as told:
+            texts = _listed(texts)
+            if sum(map(len, filter(_is_text, texts))) > _INLINE:
+                tokens = await anyio.to_thread.run_sync(self._tokens, texts)
+            else:
+                tokens = self._tokens(texts)
+            told(sum(map(len, tokens)))
+            vectors = np.empty((len(tokens), self.dimension), np.float32)
+            for group in self._groups(tokens):
+                with clock:
+                    outputs = await self._asked.run(_padded([tokens[index] for index in group]), deadline=clock.left())
+                vectors[group] = outputs[OUTPUT]
         return vectors
 
     def encode(self, text: str | Sequence[int]) -> list[int]:
@@ -240,13 +254,14 @@ class Embedder(Closing):
     def _asked(self) -> Backend | MicroBatcher:
         return self.backend if self.batcher is None else self.batcher
 
+    def _watched(self) -> AbstractContextManager[Callable[[int], object]]:
+        return nullcontext(_nobody) if self._watch is None else self._watch(self.name, self.dimension)
+
     def _groups(self, tokens: list[list[int]]) -> Iterator[list[int]]:
         lengths = [len(text) if self.batcher is None else bucket(len(text), self.max_tokens) for text in tokens]
         return batches(lengths, max_rows=self._most_rows, max_tokens=self._batch_tokens)
 
     def _tokens(self, texts: Sequence[Text]) -> list[list[int]]:
-        if isinstance(texts, str):
-            raise InvalidPromptError("texts must be a sequence of str, got a single str: put it into a list")
         return [self.encode(text) for text in texts]
 
     def _marked(self, tokens: Sequence[int]) -> list[int]:
@@ -309,6 +324,19 @@ def _padded(rows: list[list[int]]) -> dict[str, Array]:
         ids[index, : len(row)] = row
         mask[index, : len(row)] = 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def _listed(texts: object) -> list[Any]:
+    """The texts, read once: an iterator gives them once."""
+    if isinstance(texts, str):
+        raise InvalidPromptError("texts must be a sequence of str, got a single str: put it into a list")
+    if not isinstance(texts, Iterable):
+        raise InvalidPromptError(f"texts must be a sequence of str, got {type(texts).__name__}")
+    return list(texts)
+
+
+def _nobody(tokens: int) -> None:
+    """Is told where nobody watches."""
 
 
 def _is_text(text: object) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from seawall.inference.errors import MissingExtraError
 
-from .gates import GATES, Failure, Gate, gate_for
+from .gates import GATES, OUTPUT_GATES, Failure, Gate, gate_for
 
 if TYPE_CHECKING:
     from .costs import Costs, fresh_costs
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GATES",
+    "OUTPUT_GATES",
     "Costs",
     "Failure",
     "Gate",

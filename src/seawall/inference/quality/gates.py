@@ -9,6 +9,14 @@ from typing import NamedTuple, Protocol
 
 from seawall.inference.errors import InvalidSettingError, QualityGateError
 
+_RANGES = {  # of what can be measured: a bound outside is always kept, or never
+    "kl": (0, math.inf),
+    "kl_p99": (0, math.inf),
+    "top1": (0, 1),
+    "perplexity_ratio": (0, math.inf),
+    "cosine": (-1, 1),
+    "sqnr_db": (-math.inf, math.inf),
+}
 _AT_MOST = frozenset({"kl", "kl_p99", "perplexity_ratio"})
 _CURE = "Choose a recipe that keeps more, or measure it against a gate of your own that asks for less"
 
@@ -73,6 +81,10 @@ class Gate:
         for name, limit in limits.items():
             if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not math.isfinite(limit):
                 raise InvalidSettingError(f"{name} must be a finite number or None, got {limit!r}")
+            lowest, highest = _RANGES[name]
+            if not lowest <= limit <= highest:
+                hint = f"; for {limit:g} % write {limit / 100:g}" if name == "top1" and 1 < limit <= 100 else ""
+                raise InvalidSettingError(f"{name} must be from {lowest:g} to {highest:g}, got {limit!r}{hint}")
 
     @property
     def limits(self) -> dict[str, float]:

@@ -52,17 +52,24 @@ def check(facts: dict[str, Any], name: str) -> None:
 def check_folder(folder: str | os.PathLike[str], *, quality: bool = True) -> None:
     """`check` for a folder that is loaded as a plain ONNX model, with its seal and the digests of its files.
 
-    A folder without a manifest passes. A file that is not the one that was sealed, and scores that were edited by hand
-    or taken out, are a CorruptModelError. Takes about 0.1 s for 180 MB. `quality` False leaves the gate out.
+    A folder without a manifest passes, and so does one with somebody else's. A manifest that cannot be read, a file
+    that is not the one that was sealed, and scores that were edited by hand or taken out, the seal too, are a
+    CorruptModelError. Takes about 0.1 s for 180 MB. `quality` False leaves the gate out.
     """
     path = Path(folder)
     try:
         with (path / MANIFEST).open("rb") as file:
             manifest = json.loads(file.read(_LIMIT))
-        facts, files, sealed = manifest["facts"], manifest["files"], manifest["seal"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return  # none, or somebody else's
-    if not isinstance(facts, dict) or sealed != seal({"facts": facts, "files": files}):
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError, RecursionError) as error:  # half written, say: what it forbade is not known any more
+        raise CorruptModelError(
+            path, f"its {MANIFEST} cannot be read ({error}): make it again, or remove it"
+        ) from error
+    if not isinstance(manifest, dict) or not {"facts", "files"} <= manifest.keys():
+        return  # somebody else's
+    facts, files = manifest["facts"], manifest["files"]
+    if not isinstance(facts, dict) or manifest.get("seal") != seal({"facts": facts, "files": files}):
         raise CorruptModelError(path, f"its {MANIFEST} was changed after it was sealed: measure the model again")
     if read_verified(path) is None:
         raise CorruptModelError(path, f"{'; '.join(_damage(path))}: make it again")
@@ -99,7 +106,10 @@ def record(folder: str | os.PathLike[str], report: QualityReport, gate: Gate | N
         raise InvalidSettingError(
             f"report is about a model of digest {report.candidate.digest[:12]}, and {path} holds {found[:12]}"
         )
-    gate = Gate() if gate is None else gate
+    if gate is None:
+        gate = Gate()
+    elif not isinstance(gate, Gate):
+        raise InvalidSettingError(f"gate must be a Gate, or None, got {gate!r}")
     scores = {name: value for name, value in report.scores.items() if math.isfinite(value)}
     quality = {
         "scores": scores,

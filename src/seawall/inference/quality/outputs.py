@@ -71,6 +71,8 @@ def compare_outputs(
             f"the reference gives {', '.join(names)} and the candidate {', '.join(others)}: compare models of the "
             "same outputs, in the same order"
         )
+    if isinstance(logits, str):
+        raise InvalidSettingError(f"logits must be a list of names of outputs, got a single str: [{logits!r}]")
     if unknown := set(logits) - set(names):
         raise InvalidSettingError(f"logits names {', '.join(sorted(unknown))}, but the outputs are {', '.join(names)}")
     sums = {name: _OutputSums(name, logits=name in logits) for name in names}

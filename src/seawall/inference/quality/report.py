@@ -232,6 +232,10 @@ class _Digest:
 
     def passing(self, data: Iterable[Inputs], progress: Progress | None) -> Iterator[Inputs]:
         for inputs in data:
+            if not isinstance(inputs, Mapping):
+                raise InvalidSettingError(
+                    f"data must be a list of inputs by name, one mapping a batch, got {type(inputs).__name__} in it"
+                )
             for name in sorted(inputs):
                 array = np.asarray(inputs[name])
                 self._hash.update(f"{name} {array.dtype} {array.shape}".encode())

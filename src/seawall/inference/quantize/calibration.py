@@ -40,7 +40,14 @@ def feeds_of(source: Source, calibration: Calibration | None, why: str) -> list[
     if isinstance(calibration, (str, Mapping)):
         raise InvalidSettingError("calibration must be a list of inputs or texts, not a single one")
     feeds: list[Feed] = []
+    graph = source.proto.graph
+    given = {tensor.name for tensor in graph.initializer}
+    wanted = {port.name for port in graph.input} - given
     for one in calibration:
+        if isinstance(one, Mapping) and not wanted <= one.keys() <= wanted | given:
+            raise InvalidSettingError(
+                f"calibration must give the model's inputs, {', '.join(sorted(wanted))}, got {', '.join(map(str, one))}"
+            )
         feeds.extend([one] if isinstance(one, Mapping) else _decoder_feeds(source, one))
     if not feeds:
         raise InvalidSettingError(f"{why} needs calibration, and the list is empty")

@@ -6,7 +6,6 @@ import atexit
 import os
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,9 +25,9 @@ from seawall.inference.errors import (
 )
 from seawall.inference.quality import manifest
 
-from . import loading, ort
+from . import loading, memory, ort
 from .calls import Call, Cancellation, Watchdog, seconds_of
-from .closing import Closing
+from .closing import Closing, abandoned
 from .inputs import Array, InputRules, Port
 from .outputs import check_finite, narrow_types, wanted
 from .providers import CPU, Provider
@@ -115,7 +114,9 @@ class Backend(Closing):
         self._idle = threading.Condition(self._lock)
         self._workers = Workers(f"seawall {self.name}", workers)
         self._watchdog = Watchdog(f"seawall {self.name} deadlines")
-        self._dropped = weakref.finalize(self, _abandon, self.name, self._process, self._workers, self._watchdog)
+        self._dropped = weakref.finalize(
+            self, abandoned, f"backend {self.name!r}", self._process, self._workers.stop, self._watchdog.stop
+        )
         self._dropped.atexit = False
         _open.add(self)
 
@@ -243,10 +244,11 @@ class Backend(Closing):
         return time.perf_counter() - start
 
     def shrink(self) -> None:
-        """Give memory that no run uses now back to the system. Costs microseconds; the next runs allocate anew."""
+        """Give memory that no run uses now back to the system. Costs a few ms; the next runs allocate anew."""
         call, session = self._enter(None)
         try:
             ort.shrink(session, self._rules.sample())
+            memory.give_back()
         finally:
             self._leave(call)
 
@@ -303,6 +305,7 @@ class Backend(Closing):
         self._watchdog.join()
         self._session = None
         _open.discard(self)
+        memory.give_back()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"backend {self.name!r} belongs to this process: load it in each worker, instead of sending it")
@@ -353,6 +356,7 @@ class Backend(Closing):
                     check_finite(self.name, outputs, self._narrow)
                 return outputs
             ort.shrink(session, feed)
+            memory.give_back()
         raise AssertionError("unreachable")
 
     def _ended(self, call: Call) -> ModelError:
@@ -392,12 +396,3 @@ def _keep_inherited() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_keep_inherited)
-
-
-def _abandon(name: str, process: int, workers: Workers, watchdog: Watchdog) -> None:
-    """A backend was collected that nobody closed."""
-    if os.getpid() != process:
-        return
-    workers.stop()
-    watchdog.stop()
-    warnings.warn(f"backend {name!r} was dropped without close()", ResourceWarning, stacklevel=2)

@@ -161,9 +161,9 @@ class Watchdog:
         return None
 
 
-def seconds_of(deadline: float | timedelta) -> float:
+def seconds_of(deadline: float | timedelta, setting: str = "deadline") -> float:
     """A deadline in seconds, at most a year; InvalidSettingError for what is none."""
     seconds: object = deadline.total_seconds() if isinstance(deadline, timedelta) else deadline
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or math.isnan(seconds):
-        raise InvalidSettingError(f"deadline must be a number of seconds, got {deadline!r}")
+        raise InvalidSettingError(f"{setting} must be a number of seconds, got {deadline!r}")
     return min(float(seconds), _LONGEST)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -37,3 +40,12 @@ class Closing(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def abandoned(what: str, process: int, *ends: Callable[[], object]) -> None:
+    """It was collected, and nobody closed it: end its threads, and say so. In a fork they are the parent's."""
+    if os.getpid() != process:
+        return
+    for end in ends:
+        end()
+    warnings.warn(f"{what} was dropped without close()", ResourceWarning, stacklevel=2)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from seawall.inference.errors import (
@@ -21,7 +21,7 @@ from seawall.inference.errors import (
 
 from ..bells import ThreadBell, task_bell
 from ..calls import Watchdog, seconds_of
-from ..closing import Closing
+from ..closing import Closing, abandoned
 from ..inputs import Array
 from .exactness import Exactness, probe
 from .forming import Waiting
@@ -119,9 +119,10 @@ class MicroBatcher(Closing):
         for setting, value in (("max_size", max_size), ("max_queued", max_queued), ("workers", workers)):
             if type(value) is not int or not 1 <= value <= 1_000_000:
                 raise InvalidSettingError(f"{setting} must be a whole number from 1 to 1000000, got {value!r}")
+        _check_kinds(backend, padding, watch, tolerance)
         layout = Layout(backend.inputs, backend.outputs, padding)
         _check_tokens(max_tokens, padding)
-        delay = seconds_of(max_delay)
+        delay = seconds_of(max_delay, "max_delay")
         if delay < 0:
             raise InvalidSettingError(f"max_delay must be seconds, at least 0, got {max_delay!r}")
         waiting: Waiting[Request] = Waiting(max_size=max_size, max_delay=delay, max_tokens=max_tokens)
@@ -145,7 +146,8 @@ class MicroBatcher(Closing):
         )
         self._threads: list[threading.Thread] = []
         self._watchdog = Watchdog(f"seawall {self.name} deadlines")
-        self._dropped = weakref.finalize(self, _abandon, self.name, self._process, self._line, self._watchdog)
+        ends = partial(self._line.close, at_once=True), self._watchdog.stop
+        self._dropped = weakref.finalize(self, abandoned, f"the batcher of {self.name!r}", self._process, *ends)
         self._dropped.atexit = False
 
     async def run(self, inputs: Mapping[str, Array], *, deadline: float | timedelta | None = None) -> dict[str, Array]:
@@ -267,6 +269,17 @@ class MicroBatcher(Closing):
             raise ForkedBackendError(self.name, self._process, os.getpid())
 
 
+def _check_kinds(backend: object, padding: object, watch: object, tolerance: object) -> None:
+    if not hasattr(backend, "run_sync") or not hasattr(backend, "inputs"):
+        raise InvalidSettingError(f"backend must be a Backend, got {backend!r}")
+    if padding is not None and not isinstance(padding, Padding):
+        raise InvalidSettingError(f"padding must be a Padding, or None, got {padding!r}")
+    if watch is not None and not callable(watch):
+        raise InvalidSettingError(f"watch must be a function of the contexts of requests, or None, got {watch!r}")
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
+        raise InvalidSettingError(f"tolerance must be a share in [0, 1), got {tolerance!r}")
+
+
 def _check_tokens(max_tokens: int | None, padding: Padding | None) -> None:
     if max_tokens is None:
         return
@@ -289,8 +302,6 @@ def _tried(
     isolate: bool,
 ) -> Exactness:
     """What the rows of one run do to each other, or DependentRowsError where it is too much."""
-    if not 0 <= tolerance < 1:
-        raise InvalidSettingError(f"tolerance must be a share in [0, 1), got {tolerance!r}")
     padding = layout.padding
     most = waiting.most_rows(padding.buckets[0] if padding else 1)
     found = probe(backend, layout, samples=samples, most=1 if isolate else most, tolerance=tolerance)
@@ -300,12 +311,3 @@ def _tried(
         raise DependentRowsError(backend.name, found.why, _CURE)
     backend.exactness = found
     return found
-
-
-def _abandon(name: str, process: int, line: Line, watchdog: Watchdog) -> None:
-    """A batcher was collected that nobody closed."""
-    if os.getpid() != process:
-        return
-    line.close(at_once=True)
-    watchdog.stop()
-    warnings.warn(f"the batcher of {name!r} was dropped without close()", ResourceWarning, stacklevel=2)
