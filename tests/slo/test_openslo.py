@@ -29,13 +29,13 @@ OBJECTIVES = st.builds(
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(OBJECTIVES, max_size=4))
+@given(st.lists(OBJECTIVES, max_size=4, unique_by=lambda one: one.id))
 def test_what_is_written_reads_back_the_same(objectives):
     assert objectives == from_openslo(to_openslo(objectives))
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.lists(OBJECTIVES, min_size=1, max_size=4))
+@given(st.lists(OBJECTIVES, min_size=1, max_size=4, unique_by=lambda one: one.id))
 def test_what_is_written_keeps_to_the_specification(objectives):
     documents = list(yaml.safe_load_all(to_openslo(objectives, selector='job="shop"')))
     names = [document["metadata"]["name"] for document in documents]

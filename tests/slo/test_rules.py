@@ -12,6 +12,7 @@ import pytest
 from seawall import SLO, listen, use_clock
 from seawall.cli import main
 from seawall.slo.alerts import BurnAlertFired, BurnAlertResolved
+from seawall.slo.openslo import to_openslo
 from seawall.slo.rules import EVENTS, Objective, prometheus_rules
 from seawall.slo.windows import DAY, HOUR, pairs_for
 from seawall.telemetry.readings import DESCRIPTIONS
@@ -183,9 +184,25 @@ def test_the_rules_read_a_metric_that_is_exported():
     assert EVENTS == "seawall.slo.events".replace(".", "_") + "_total"
 
 
-def test_a_selector_can_not_break_out():
-    with pytest.raises(ValueError, match="braces"):
-        prometheus_rules([Objective("answers", 0.9)], selector='job="x"} or vector(1')
+@pytest.mark.parametrize("selector", ['job="x"} or vector(1', "job=", 'job="a",', 'job="a\nb"', '{job="a"}'])
+def test_a_selector_can_not_break_out(selector):
+    with pytest.raises(ValueError, match="must be label matchers"):
+        prometheus_rules([Objective("answers", 0.9)], selector=selector)
+
+
+@needs_promtool
+def test_a_selector_may_hold_whatever_prometheus_reads(tmp_path):
+    path = tmp_path / "rules.yml"
+    path.write_text(prometheus_rules([Objective("a", 0.9)], selector='job=~\'a{2}|\\\\d\', x != "b\\"c"'))
+    assert "SUCCESS: 17 rules" in promtool("check", "rules", str(path)).stdout
+
+
+def test_an_objective_that_stands_twice_has_its_rules_once_and_one_that_says_otherwise_is_refused():
+    one, same, other = Objective("answers", 0.9), Objective("answers", 0.9), Objective("answers", 0.99)
+    for write in (prometheus_rules, to_openslo):
+        assert write([one, same]) == write([one])
+        with pytest.raises(ValueError, match="must have names of their own, got Objective"):
+            write([one, other])
 
 
 def test_the_command_prints_rules_of_a_file(tmp_path, capsys):

@@ -53,6 +53,6 @@ def fresh(nobody_elses_policies, monkeypatch):
     from seawall.telemetry import ledger as module
 
     book = Ledger()
-    for name in ("_lock", "_names", "_last", "_gone", "_inherited"):
+    for name in ("_names", "_last", "_gone", "_inherited"):
         monkeypatch.setattr(module.ledger, name, getattr(book, name))
     return module.ledger

@@ -58,7 +58,7 @@ ANSWERS = f"""Scope `{gen_ai.SCOPE}`, conventions {gen_ai.VERSION}; histograms w
 `gen_ai.provider.name`, `gen_ai.request.model`, and `error.type` or `gen_ai.token.type`.
 """
 NAMES = """A guarded call has the name of its pipeline, or of the function; an extra attempt is `retry` or `hedge`;
-a batch is `batch`; an answer is its operation and the engine's name. All are of kind INTERNAL.
+a batch is `batch`; an answer is its operation and the name of the engine or embedder. All are of kind INTERNAL.
 """
 
 

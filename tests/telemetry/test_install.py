@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import subprocess
 import sys
 import weakref
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 from onnx.parser import parse_model
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client import CollectorRegistry
 
@@ -29,10 +32,21 @@ SOURCE = Path(watching.__file__).parent.parent
 
 
 def test_settings_that_mean_nothing_are_refused():
-    with pytest.raises(ValueError, match="span_events needs a tracer_provider"):
-        install(span_events=True)
+    for setting in ("span_events", "step_spans", "prompts"):
+        with pytest.raises(ValueError, match=f"{setting} needs a tracer_provider"):
+            install(**{setting: True})
     with pytest.raises(ValueError, match="duration_histogram needs a meter_provider"):
         install(duration_histogram=True)
+    with pytest.raises(ValueError, match="multiprocess_dir needs a registry"):
+        install(multiprocess_dir="/tmp")
+
+
+@pytest.mark.parametrize("name", ["tracer_provider", "meter_provider", "logger_provider", "registry", "logger"])
+def test_a_destination_that_is_none_is_refused_with_what_it_must_be(name):
+    for wrong in ("Auto", 3):
+        with pytest.raises(TypeError, match=rf"{name} must be a .* or None, got "):
+            install(**{name: wrong})
+    assert not watching.timing
 
 
 def test_an_install_that_fails_half_way_leaves_nothing_on(provider):
@@ -64,6 +78,61 @@ def test_opentelemetrys_reader_and_our_collector_in_one_registry_are_refused_in_
     install(meter_provider=MeterProvider(), allow_duplicate=True)()
     only()
     meters.shutdown()
+
+
+def observed(reader):
+    """The names of all metrics that have a value."""
+    data = reader.get_metrics_data()
+    scopes = [scope for resource in (data.resource_metrics if data else ()) for scope in resource.scope_metrics]
+    return {metric.name for scope in scopes for metric in scope.metrics}
+
+
+def test_a_meter_provider_that_was_taken_off_can_be_given_again():
+    reader = InMemoryMetricReader()
+    meters, kept = MeterProvider([reader]), CircuitBreaker("b")
+    for _ in range(2):
+        uninstall = install(meter_provider=meters)
+        assert "seawall.breaker.calls" in observed(reader)
+        uninstall()
+        assert observed(reader) == set()
+    assert kept.name == "b"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"meter_provider": MeterProvider(), "duration_histogram": True},
+        {"logger_provider": LoggerProvider()},
+        {"logger": logging.getLogger("shop")},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_nothing_is_given_everything_twice(given):
+    only = install(**given)
+    with pytest.raises(TelemetryConflictError, match="gets all this already; call what install"):
+        install(**given)
+    install(**given, allow_duplicate=True)()
+    only()
+    install(**given)()
+
+
+def test_events_do_not_reach_opentelemetry_both_as_its_log_records_and_through_its_handler():
+    provider, above, logger = LoggerProvider(), logging.getLogger("shop"), logging.getLogger("shop.resilience")
+    above.addHandler(AutoInstrumentation())
+    try:
+        with pytest.raises(TelemetryConflictError, match="each event would be there twice"):
+            install(logger_provider=provider, logger=logger)
+        install(logger=logger)()
+        install(logger_provider=provider)()
+        logger.propagate = False
+        install(logger_provider=provider, logger=logger)()
+    finally:
+        above.handlers.clear()
+        logger.propagate = True
+
+
+class AutoInstrumentation(logging.NullHandler):
+    __module__ = "opentelemetry.instrumentation.logging.handler"
 
 
 def test_metrics_have_the_names_that_opentelemetrys_exporter_gives_them(fresh):

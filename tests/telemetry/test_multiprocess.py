@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -145,6 +146,59 @@ def test_a_dead_parent_is_not_kept_alive_by_its_child(registry, places, tmp_path
         assert not list(tmp_path.glob(f"seawall-{child.pid}-*"))
     finally:
         os.kill(int(told.read_text()), signal.SIGKILL)
+
+
+@pytest.mark.timeout(60)
+def test_a_fork_while_somebody_reads_leaves_the_child_no_lock_of_the_folder(registry, places, monkeypatch):
+    reading, forking = threading.Event(), threading.Event()
+    bury, before = Workers._bury, Workers.forking
+
+    def bury_as_a_fork_begins(self):
+        reading.set()
+        assert forking.wait(30)
+        bury(self)
+
+    def tell(self):
+        forking.set()
+        before(self)
+
+    monkeypatch.setattr(Workers, "_bury", bury_as_a_fork_begins)
+    monkeypatch.setattr(Workers, "forking", tell)
+    scrape = threading.Thread(target=generate_latest, args=(registry,))
+    scrape.start()
+    assert reading.wait(30)
+    child = Child(worker(registry, places))
+    try:
+        scrape.join()
+        child.do("call")
+        assert finished(registry) == 1
+    finally:
+        child.kill()
+
+
+class SlowToTell(Bulkhead):
+    def counters(self):
+        self.asked.set()
+        assert self.go_on.wait(30)
+        return super().counters()
+
+
+@pytest.mark.timeout(60)
+def test_a_child_can_be_scraped_that_was_forked_in_the_middle_of_a_scrape():
+    registry, slow = CollectorRegistry(), SlowToTell("p", max_concurrent=1)
+    slow.asked, slow.go_on = threading.Event(), threading.Event()
+    os.register_at_fork(before=slow.go_on.set)  # runs before those that were there
+    uninstall = install(registry=registry)
+    scrape = threading.Thread(target=generate_latest, args=(registry,))
+    scrape.start()
+    assert slow.asked.wait(30)
+    child = Child(lambda order: generate_latest(registry))
+    try:
+        scrape.join()
+        child.do("scrape")
+    finally:
+        child.kill()
+        uninstall()
 
 
 def test_a_death_in_the_middle_of_burying_counts_nothing_twice(registry, places, tmp_path, monkeypatch):

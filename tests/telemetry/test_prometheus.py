@@ -34,8 +34,12 @@ from seawall import (
 from seawall.core import watching
 from seawall.core.policy import GuardPolicy
 from seawall.engine.deployment import Deployment
+from seawall.engine.downgrade import Downgrade
 from seawall.engine.metering import EngineMeter
+from seawall.engine.replicas import Replicas
+from seawall.engine.stepping import Memory
 from seawall.engine.supervision import Supervised
+from seawall.slo.brownout import BrownOut, Refuse
 from seawall.telemetry import TelemetryConflictError, install
 from seawall.telemetry.names import prometheus_name
 from seawall.telemetry.prometheus import PoliciesCollector
@@ -306,6 +310,23 @@ def test_a_policy_of_the_users_own_kind_is_exported_too(registry):
     assert registry.get_sample_value("seawall_gate_height", {"policy_name": gate.name}) == 3
 
 
+def test_what_an_engine_counted_stays_when_it_is_opened_again_and_never_goes_back_meanwhile():
+    meter = EngineMeter("tiny")
+    meanwhile = []
+
+    def look():
+        if meanwhile:
+            meanwhile.pop()()
+        return meter.as_of(memory=Memory(prefix_queries=10, prefix_hits=4))
+
+    for before in (0, 10):
+        meanwhile.append(meter.close)  # the engine is closed in another thread while somebody reads
+        meter.open(look)
+        seen = [meter.counters() for _ in range(3)]
+        assert [one["prefix_queries."] for one in seen] == 3 * [before + 10]
+    assert seen[-1]["prefix_hits."] == 8
+
+
 def everything():
     nothing = SimpleNamespace(close=lambda: None)
     return [
@@ -325,6 +346,9 @@ def everything():
         EngineMeter("n"),
         Deployment("n", nothing),
         Supervised("n", lambda: nothing),
+        Replicas("n", {"a": nothing}),
+        Downgrade("n", nothing, nothing),
+        BrownOut("n", [Refuse()]),
     ]
 
 

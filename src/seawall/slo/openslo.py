@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 from seawall.core import checks
 from seawall.slo import safe_yaml
-from seawall.slo.rules import EVENTS, Objective, matchers
+from seawall.slo.rules import EVENTS, Objective, distinct, matchers
 from seawall.slo.windows import DAY, HOUR, MINUTE
 
 VERSION = "openslo/v1"
@@ -61,6 +61,7 @@ def to_openslo(objectives: Iterable[Objective], *, selector: str = "") -> str:
 
     Raises:
         OpenSLOError: a window is no whole number of minutes, OpenSLO's least unit.
+        ValueError: as `prometheus_rules` raises.
 
     Examples:
         >>> text = to_openslo([Objective("answers", 0.999, service="shop")])
@@ -68,7 +69,7 @@ def to_openslo(objectives: Iterable[Objective], *, selector: str = "") -> str:
         0.999
     """
     documents, taken = [], set[str]()
-    for index, objective in enumerate(objectives):
+    for index, objective in enumerate(distinct(objectives)):
         slug = _slug(objective.name, taken)
         taken.add(slug)
         documents.append(_document(f"objectives[{index}]", objective, slug, selector))

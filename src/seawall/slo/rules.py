@@ -15,6 +15,7 @@ from seawall.slo.objective import SLO
 from seawall.slo.windows import DAY, SEVERITIES, WindowPair, duration, pairs_for
 
 EVENTS = "seawall_slo_events_total"  # with the labels policy_name and outcome
+_MATCHER = r'\s*[a-zA-Z_][a-zA-Z0-9_]*\s*(=~|!~|!=|=)\s*("([^"\\\n]|\\.)*"|\'([^\'\\\n]|\\.)*\')\s*'
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,11 @@ class Objective:
         if self.latency is not None:
             checks.seconds("latency", self.latency)
 
+    @property
+    def id(self) -> str:
+        """Its name among those of all services, as Sloth makes it."""
+        return f"{self.service}-{self.name}"
+
     @classmethod
     def of(cls, slo: SLO, service: str = "seawall") -> Objective:
         """The objective of a live `SLO`."""
@@ -50,19 +56,31 @@ def prometheus_rules(objectives: Iterable[Objective], *, selector: str = "") -> 
         objectives: what to make rules of.
         selector: more label matchers for the counters, such as `job="shop"`.
 
+    Raises:
+        ValueError: `selector` is no list of matchers, or two objectives of one name differ, whose counters are one.
+
     Examples:
         >>> text = prometheus_rules([Objective("answers", 0.999, service="shop")])
         >>> "record: slo:sli_error:ratio_rate5m" in text
         True
     """
     lines = ["# Written by `seawall slo rules`. Change the objectives and run it again.", "groups:"]
-    for objective in objectives:
-        groups = _Rules(objective, selector).groups()
-        for name, rules in groups.items():
+    for objective in distinct(objectives):
+        for name, rules in _Rules(objective, selector).groups().items():
             lines += [f"- name: {_quoted(name)}", "  rules:"]
             for rule in rules:
                 lines += _lines(rule)
     return "\n".join(lines) + "\n"
+
+
+def distinct(objectives: Iterable[Objective]) -> list[Objective]:
+    """Each of them once. ValueError if two differ, but not in service and name: they would be one to Prometheus."""
+    found: dict[str, Objective] = {}
+    for one in objectives:
+        known = found.setdefault(one.id, one)
+        if known != one:
+            raise ValueError(f"objectives must have names of their own, got {known!r} and {one!r}")
+    return list(found.values())
 
 
 Rule = Mapping[str, str | Mapping[str, str]]
@@ -73,16 +91,15 @@ class _Rules:
         self.objective = objective
         self.pairs = pairs_for(objective.window)
         self.budget = f"{1 - objective.target:.12g}"
-        self.id = f"{objective.service}-{objective.name}"
-        self.labels = {"sloth_id": self.id, "sloth_service": objective.service, "sloth_slo": objective.name}
+        self.labels = {"sloth_id": objective.id, "sloth_service": objective.service, "sloth_slo": objective.name}
         self.matchers = ", ".join(f"{key}={_quoted(value)}" for key, value in self.labels.items())
         self.own = matchers(objective, selector)
 
     def groups(self) -> dict[str, list[Rule]]:
         return {
-            f"sloth-slo-sli-recordings-{self.id}": self.recordings(),
-            f"sloth-slo-meta-recordings-{self.id}": self.meta(),
-            f"sloth-slo-alerts-{self.id}": [self.alert(severity) for severity in SEVERITIES],
+            f"sloth-slo-sli-recordings-{self.objective.id}": self.recordings(),
+            f"sloth-slo-meta-recordings-{self.objective.id}": self.meta(),
+            f"sloth-slo-alerts-{self.objective.id}": [self.alert(severity) for severity in SEVERITIES],
         }
 
     def ratio(self, window: str) -> str:
@@ -138,8 +155,8 @@ class _Rules:
 
 def matchers(objective: Objective, selector: str) -> str:
     """What picks the objective's counters, and with `selector` those of one service. ValueError if it says more."""
-    if re.search(r"[{}\n]", selector):
-        raise ValueError(f"selector must be label matchers without braces, got {selector!r}")
+    if selector and not re.fullmatch(rf"{_MATCHER}(,{_MATCHER})*", selector):
+        raise ValueError(f'selector must be label matchers such as job="shop", without braces, got {selector!r}')
     return f"policy_name={_quoted(objective.name)}" + (f", {selector}" if selector else "")
 
 

@@ -7,8 +7,10 @@ their own, where names still change). Texts of prompts and answers are never rec
 from __future__ import annotations
 
 import json
+import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from opentelemetry.context import get_current
@@ -24,7 +26,7 @@ from seawall.telemetry.ledger import Attributes, Histograms
 SCOPE = "seawall.gen_ai"
 VERSION = "1.41.1"
 SCHEMA_URL = f"https://opentelemetry.io/schemas/{VERSION}"
-CHAT, COMPLETION = "chat", "text_completion"
+CHAT, COMPLETION, EMBEDDINGS = "chat", "text_completion", "embeddings"
 PROVIDER = "onnxruntime"
 
 _LONG = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
@@ -58,15 +60,16 @@ METRICS = {
 }
 
 ATTRIBUTES = {
-    "gen_ai.operation.name": "`chat`, or `text_completion` without the template for chats.",
+    "gen_ai.operation.name": "`chat`, `text_completion` without the template for chats, or `embeddings`.",
     "gen_ai.provider.name": "`onnxruntime`.",
-    "gen_ai.request.model": "The engine's name.",
+    "gen_ai.request.model": "The name of the engine or embedder.",
     "gen_ai.request.max_tokens": "As asked.",
     "gen_ai.request.temperature": "As asked; 0 is greedy.",
     "gen_ai.request.top_p": "As asked.",
     "gen_ai.request.seed": "As asked, if it was.",
     "gen_ai.request.choice.count": "How many answers were asked for, if not one.",
-    "gen_ai.usage.input_tokens": "Tokens of the prompt.",
+    "gen_ai.embeddings.dimension.count": "Length of a vector, on embeddings.",
+    "gen_ai.usage.input_tokens": "Tokens of the prompt, or of all texts that were embedded.",
     "gen_ai.usage.output_tokens": "Tokens of the answer.",
     "gen_ai.response.time_to_first_chunk": "Seconds to the first token.",
     "gen_ai.response.finish_reasons": "`stop` or `length`, for a whole answer.",
@@ -82,7 +85,7 @@ class Answers:
     """Watches answers: counts them for whoever reads `histograms`, and tells spans and records where wanted."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._histograms: Histograms = {}
         self._models: set[str] = set()
         self.tracer: Tracer | None = None
@@ -95,7 +98,7 @@ class Answers:
 
     def model(self, name: str) -> str:
         """The model's name, while there are few of them."""
-        with self._lock:
+        with self.lock:
             if name not in self._models and len(self._models) >= MOST_NAMES:
                 return OTHER
             self._models.add(name)
@@ -103,7 +106,7 @@ class Answers:
 
     def count(self, metric: str, value: float, attributes: Attributes) -> None:
         """Count one value of a metric."""
-        with self._lock:
+        with self.lock:
             rows = self._histograms.setdefault(metric, {})
             if attributes not in rows:
                 rows[attributes] = Histogram(METRICS[metric].bounds)
@@ -113,7 +116,7 @@ class Answers:
 
     def histograms(self) -> Histograms:
         """All that was counted."""
-        with self._lock:
+        with self.lock:
             return {
                 metric: {attributes: one.copy() for attributes, one in rows.items()}
                 for metric, rows in self._histograms.items()
@@ -173,14 +176,9 @@ class _Answer(Answer):
     def end(self, exc: BaseException | None) -> None:
         """The answer is whole, or ended with `exc`."""
         now = gate.clock()
-        common = (
-            ("gen_ai.operation.name", self._operation),
-            ("gen_ai.provider.name", PROVIDER),
-            ("gen_ai.request.model", self._model),
-        )
+        common = _common(self._operation, self._model)
         count = self._answers.count
-        failed = (("error.type", error_type(exc)),) if isinstance(exc, Exception) else ()
-        count(REQUEST, now - self._began, common + failed)
+        count(REQUEST, now - self._began, common + _failed(exc))
         if exc is None and self._output:
             count(FIRST_TOKEN, self._first - self._began, common)
             each = self._output / self._asked.samples  # tokens of a sample; all of them grow at once
@@ -206,10 +204,79 @@ class _Answer(Answer):
                     for sample, texts in self._texts.items()
                 ]
                 span.set_attribute("gen_ai.output.messages", json.dumps(told))
-            if isinstance(exc, Exception):
-                span.set_attribute("error.type", error_type(exc))
-                span.set_status(Status(StatusCode.ERROR))
+            _mark(span, exc)
         span.end()
+
+
+class _Embedding:
+    """One call of an embedder."""
+
+    def __init__(self, answers: Answers, model: str, dimension: int) -> None:
+        self._answers = answers
+        self._common = _common(EMBEDDINGS, answers.model(model))
+        self._began = gate.clock()
+        self._tokens = 0
+        self._span: Span | None = None
+        if answers.tracer is not None:
+            attributes: dict[str, str | int] = {**dict(self._common), "gen_ai.embeddings.dimension.count": dimension}
+            self._span = answers.tracer.start_span(
+                f"{EMBEDDINGS} {self._common[-1][1]}", get_current(), SpanKind.INTERNAL, attributes
+            )
+
+    def read(self, tokens: int) -> None:
+        """The texts have so many tokens."""
+        self._tokens = tokens
+
+    def end(self, exc: BaseException | None) -> None:
+        """The vectors are there, or it ended with `exc`."""
+        self._answers.count(REQUEST, gate.clock() - self._began, self._common + _failed(exc))
+        if self._tokens:
+            self._answers.count(USAGE, self._tokens, (*self._common, ("gen_ai.token.type", "input")))
+        if self._span is not None:
+            if self._span.is_recording():
+                self._span.set_attribute("gen_ai.usage.input_tokens", self._tokens)
+                _mark(self._span, exc)
+            self._span.end()
+
+
+@contextmanager
+def embeddings(model: str, dimension: int) -> Iterator[Callable[[int], object]]:
+    """Tell of texts that become vectors in this block, where `install` has switched it on; the block says their tokens.
+
+    For `Embedder.load(watch=embeddings)`.
+    """
+    one = None if answering.watch is None else ask(_Embedding, answers, model, dimension, otherwise=None)
+    if one is None:
+        yield _nobody
+        return
+    try:
+        yield one.read
+    except BaseException as exc:
+        ask(one.end, exc, otherwise=None)
+        raise
+    ask(one.end, None, otherwise=None)
+
+
+def _nobody(tokens: int) -> None:
+    """Whom nobody watches tells it to this."""
+
+
+def _common(operation: str, model: str) -> Attributes:
+    return (
+        ("gen_ai.operation.name", operation),
+        ("gen_ai.provider.name", PROVIDER),
+        ("gen_ai.request.model", model),
+    )
+
+
+def _failed(exc: BaseException | None) -> Attributes:
+    return (("error.type", error_type(exc)),) if isinstance(exc, Exception) else ()
+
+
+def _mark(span: Span, exc: BaseException | None) -> None:
+    if isinstance(exc, Exception):
+        span.set_attribute("error.type", error_type(exc))
+        span.set_status(Status(StatusCode.ERROR))
 
 
 def _messages(prompt: str | Sequence[Mapping[str, str]] | Sequence[int]) -> list[dict[str, object]]:
@@ -225,6 +292,9 @@ def _message(role: str | None, content: str | None) -> dict[str, object]:
 
 answers = Answers()
 _watchers = 0
+if hasattr(os, "register_at_fork"):  # another thread may hold it as this one forks
+    _lock = answers.lock
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def watch() -> Callable[[], None]:

@@ -14,7 +14,19 @@ from seawall.core.watching import error_type
 
 Plain = str | bool | int | float
 
-_OFTEN = {"CallRejected", "HedgeStarted", "HedgeWon", "HedgeLost", "LimitChanged", "RetryScheduled", "ChaosInjected"}
+_OFTEN = {
+    "CallRejected",
+    "CallTimedOut",
+    "ChaosInjected",
+    "DeadlineExceeded",
+    "FallbackUsed",
+    "HedgeLost",
+    "HedgeStarted",
+    "HedgeWon",
+    "LimitChanged",
+    "RetryScheduled",
+    "StaleAnswered",
+}
 _GRAVE = {
     "AnswerShed",
     "BudgetExhausted",
@@ -31,6 +43,7 @@ _GRAVE = {
     "SheddingStarted",
     "SnapshotIgnored",
     "StateChanged",
+    "StepStuck",
     "SwapRolledBack",
 }
 

@@ -30,6 +30,7 @@ Undo = Callable[[], None]
 _SCOPE = "seawall"
 _measuring = 0  # meter providers with instruments of ours
 _registries: list[CollectorRegistry] = []
+_outlets: list[object] = []  # meter providers, logger providers and loggers that are exported to
 
 
 class TelemetryConflictError(RuntimeError):
@@ -73,8 +74,10 @@ def install(
         allow_duplicate: export all the same where TelemetryConflictError would be raised.
 
     Raises:
-        TelemetryConflictError: `registry` has a collector of ours already, or one of OpenTelemetry's while our
-            instruments are on a meter provider.
+        TypeError: something given is none of what it is for.
+        ValueError: a setting needs a provider that is not given.
+        TelemetryConflictError: what is given is exported to already; `registry` has a collector of OpenTelemetry's
+            while our instruments are on a meter provider; or what `logger` writes gets to OpenTelemetry too.
         RuntimeError: spans are exported already.
         ImportError: `registry` needs the extra `prometheus`.
 
@@ -87,12 +90,15 @@ def install(
         True
         >>> uninstall()
     """
-    if span_events and tracer_provider is None:
-        raise ValueError("span_events needs a tracer_provider: there is no span of ours to add events to")
-    if step_spans and tracer_provider is None:
-        raise ValueError("step_spans needs a tracer_provider, which makes them")
+    _check(tracer_provider=tracer_provider, meter_provider=meter_provider, logger_provider=logger_provider,
+           registry=registry, logger=logger)  # fmt: skip
+    for name, wanted in (("span_events", span_events), ("step_spans", step_spans), ("prompts", prompts)):
+        if wanted and tracer_provider is None:
+            raise ValueError(f"{name} needs a tracer_provider: it says what is on spans of ours, and there are none")
     if duration_histogram and meter_provider is None:
         raise ValueError("duration_histogram needs a meter_provider: it is a histogram of OpenTelemetry's")
+    if multiprocess_dir is not None and registry is None:
+        raise ValueError("multiprocess_dir needs a registry, which is to tell the numbers of all workers")
     undo: list[Undo] = []
 
     def uninstall() -> None:
@@ -112,17 +118,39 @@ def install(
             if step_spans:
                 undo.append(watch_steps())
         if (meters := _chosen(meter_provider, metrics.get_meter_provider)) is not None:
+            _claim(meters, undo, allow_duplicate=allow_duplicate)
             _measure(meters, undo, duration_histogram=duration_histogram, allow_duplicate=allow_duplicate)
         if registry is not None:
             _collect(registry, undo, multiprocess_dir, allow_duplicate=allow_duplicate)
         if (loggers := _chosen(logger_provider, otel_logs.get_logger_provider)) is not None:
+            _claim(loggers, undo, allow_duplicate=allow_duplicate)
             undo.append(logs.emit_to(loggers.get_logger(_SCOPE, _version())))
         if logger is not None:
+            if loggers is not None and logs.reaches_opentelemetry(logger) and not allow_duplicate:
+                raise TelemetryConflictError(_TWICE_LOGGED)
+            _claim(logger, undo, allow_duplicate=allow_duplicate)
             undo.append(logs.log_to(logger))
     except BaseException:
         uninstall()
         raise
     return uninstall
+
+
+_KINDS = {  # what each destination must be able to do, and what it is
+    "tracer_provider": ("get_tracer", "a TracerProvider, 'auto'"),
+    "meter_provider": ("get_meter", "a MeterProvider, 'auto'"),
+    "logger_provider": ("get_logger", "a LoggerProvider, 'auto'"),
+    "registry": ("register", "a CollectorRegistry"),
+    "logger": ("isEnabledFor", "a logging.Logger"),
+}
+
+
+def _check(**given: object) -> None:
+    for name, value in given.items():
+        method, kind = _KINDS[name]
+        automatic = value == "auto" and "auto" in kind
+        if value is not None and not automatic and not callable(getattr(value, method, None)):
+            raise TypeError(f"{name} must be {kind} or None, got {value!r}")
 
 
 def _chosen(given: T | Auto | None, of_the_application: Callable[[], T]) -> T | None:
@@ -136,12 +164,22 @@ def _chosen(given: T | Auto | None, of_the_application: Callable[[], T]) -> T | 
     return provider
 
 
+def _claim(outlet: object, undo: list[Undo], *, allow_duplicate: bool) -> None:
+    """Export there, and refuse to do so twice."""
+    if outlet in _outlets and not allow_duplicate:
+        raise TelemetryConflictError(
+            f"{outlet!r} gets all this already; call what install() returned before installing again"
+        )
+    _outlets.append(outlet)
+    undo.append(lambda: _outlets.remove(outlet))
+
+
 def _measure(meters: MeterProvider, undo: list[Undo], *, duration_histogram: bool, allow_duplicate: bool) -> None:
     global _measuring
     if not allow_duplicate and any(_both(registry) for registry in _registries):
         raise TelemetryConflictError(_TWICE)
     meter = meters.get_meter(_SCOPE, _version())
-    undo.append(otel.observe(meter))
+    undo.append(otel.observe(meters, meter))
     undo.append(watching.read_durations())
     if duration_histogram:
         undo.append(otel.record(meter))
@@ -195,6 +233,12 @@ _TWICE = (
     "this registry has OpenTelemetry's PrometheusMetricReader, and our instruments are on a meter provider: each call "
     "would count twice. Give install() either registry= or meter_provider=, or allow_duplicate=True if the reader "
     "belongs to another meter provider"
+)
+
+
+_TWICE_LOGGED = (
+    "records of this logger reach OpenTelemetry already, by a handler of it or of a logger above: each event would be "
+    "there twice. Give install() either logger= or logger_provider=, or allow_duplicate=True"
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from bisect import bisect_left
 from collections import defaultdict
@@ -94,7 +95,6 @@ class Ledger:
 
     def disinherit(self) -> None:
         """In a forked child: what was counted until now is the parent's."""
-        self._lock = threading.Lock()
         self._inherited = Snapshot()
         self._inherited = Snapshot(self.counters(), {}, self.histograms())
 
@@ -172,3 +172,7 @@ def _joined(one: Histogram | None, other: Histogram) -> Histogram:
 
 
 ledger = Ledger()
+
+if hasattr(os, "register_at_fork"):  # another thread may read as this one forks; the child would wait for ever
+    _lock = ledger._lock
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)

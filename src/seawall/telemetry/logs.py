@@ -40,6 +40,16 @@ def log_to(logger: logging.Logger) -> Callable[[], None]:
     return listen_in_context(write)
 
 
+def reaches_opentelemetry(logger: logging.Logger) -> bool:
+    """Whether a handler of OpenTelemetry's, as its auto-instrumentation sets one, gets the records of `logger`."""
+    above: logging.Logger | None = logger
+    while above is not None:
+        if any(type(handler).__module__.startswith("opentelemetry.") for handler in above.handlers):
+            return True
+        above = above.parent if above.propagate else None
+    return False
+
+
 def emit_to(logger: otel_logs.Logger) -> Callable[[], None]:
     """Emit each event as a log record of OpenTelemetry, in the context of its call; returns what stops that."""
     if "event_name" not in inspect.signature(otel_logs.LogRecord.__init__).parameters:  # pragma: no cover

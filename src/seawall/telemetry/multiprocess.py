@@ -8,10 +8,12 @@ moves into one common file, so that counters never go back and files do not pile
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,9 +48,10 @@ class Workers:
         self._folder = folder
         self._ledger = ledger
         self._writing = threading.Lock()
+        self._alone = threading.Lock()
         self._open = True
         self._begin()
-        os.register_at_fork(after_in_child=self._forked)
+        _here.add(self)
 
     def _begin(self) -> None:
         self._mine = f"seawall-{os.getpid()}-{secrets.token_hex(4)}"
@@ -60,9 +63,14 @@ class Workers:
         self._thread.start()
         self.write()
 
-    def _forked(self) -> None:
-        """In a forked child: it has numbers and a file of its own, and must not keep its parent's alive."""
-        if self._open:
+    def forking(self) -> None:
+        """Before a fork: nobody is in the folder, or the child would have its lock as well, and keep it for good."""
+        self._alone.acquire()
+
+    def forked(self, *, child: bool) -> None:
+        """After it: a child has numbers and a file of its own, and must not keep its parent's alive."""
+        self._alone.release()
+        if child and self._open:
             os.close(self._alive)
             self._writing = threading.Lock()
             self._ledger.disinherit()
@@ -107,12 +115,13 @@ class Workers:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Alone in the folder."""
-        descriptor = os.open(self._folder / _ALL, os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+        with self._alone:
+            descriptor = os.open(self._folder / _ALL, os.O_CREAT | os.O_RDWR, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(descriptor)
 
     def close(self) -> None:
         """Write a last time and stop; from now on this process counts as ended."""
@@ -124,6 +133,29 @@ class Workers:
                 self.write()
             finally:
                 os.close(self._alive)
+
+
+_here: weakref.WeakSet[Workers] = weakref.WeakSet()  # of this process, closed ones too
+_forking: list[Workers] = []  # strong, from before a fork until after it
+
+
+def _before() -> None:
+    for workers in list(_here):
+        workers.forking()
+        _forking.append(workers)
+
+
+def _after(*, child: bool) -> None:
+    while _forking:
+        _forking.pop().forked(child=child)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before,
+        after_in_parent=functools.partial(_after, child=False),
+        after_in_child=functools.partial(_after, child=True),
+    )
 
 
 def _held(lock: Path) -> bool:

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from weakref import WeakKeyDictionary
 
-from opentelemetry.metrics import CallbackOptions, Meter, Observation
+from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 
 from seawall.core import watching
 from seawall.telemetry.ledger import PIPELINE_DURATION, Attributes, Numbers, ledger
 from seawall.telemetry.readings import DESCRIPTIONS, is_counter, unit_of
 
 PIPELINE_CALLS = "seawall.pipeline.calls"
+_observed: WeakKeyDictionary[MeterProvider, list[bool]] = WeakKeyDictionary()  # one entry for each that observes
 
 
-def observe(meter: Meter) -> Callable[[], None]:
-    """Instruments over all live policies and guarded functions; returns what makes them report nothing."""
-    on = [True]
+def observe(meters: MeterProvider, meter: Meter) -> Callable[[], None]:
+    """Instruments over all live policies and guarded functions; returns what makes them report nothing.
 
+    A provider gives an instrument that it made before, with the callbacks of then: so they are made once.
+    """
+    on = _observed.get(meters)
+    if on is None:
+        on = _observed[meters] = []
+        _make(meter, on)
+    on.append(True)
+
+    def stop() -> None:
+        on.pop()
+
+    return stop
+
+
+def _make(meter: Meter, on: list[bool]) -> None:
     def reading(metric: str, read: Callable[[str], Numbers]) -> Callable[[CallbackOptions], list[Observation]]:
         kind = metric.split(".")[1]
 
@@ -35,7 +51,6 @@ def observe(meter: Meter) -> Callable[[], None]:
             meter.create_observable_counter(metric, [reading(metric, ledger.counters)], unit_of(metric), description)
         elif metric.startswith("seawall."):
             meter.create_observable_gauge(metric, [reading(metric, ledger.gauges)], unit_of(metric), description)
-    return on.clear
 
 
 def _given(attributes: Iterable[tuple[str, str]]) -> dict[str, str]:

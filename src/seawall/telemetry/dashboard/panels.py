@@ -184,7 +184,7 @@ ROWS: Mapping[str, tuple[Panel, ...]] = {
     "Answers of models": (
         Panel(
             "Answers",
-            "By the type of error, nothing for those that are whole.",
+            "Of engines and embedders, by the type of error; nothing for those that are whole.",
             {
                 "{{gen_ai_request_model}} {{error_type}}": rate(
                     "gen_ai.server.request.duration", "gen_ai_request_model, error_type"
@@ -277,11 +277,23 @@ ROWS: Mapping[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Models",
-            "The generation that serves, whether a supervised model is up, and replicas that may be asked.",
+            "The generation that serves, and whether a supervised model is up.",
             {
-                "{{policy_name}} healthy replicas": total("seawall.replicas.healthy"),
                 "{{policy_name}} generation": worst("max", "seawall.deployment.generation", "policy_name"),
                 "{{policy_name}} serving": worst("min", "seawall.supervisor.serving", "policy_name"),
+            },
+        ),
+        Panel(
+            "Replicas",
+            "How many there are, those that may be asked, calls in flight, and times that one was left out in five "
+            "minutes, of all processes. 1 is panic: even those that are left out are asked.",
+            {
+                **{
+                    f"{{{{policy_name}}}} {what}": total(f"seawall.replicas.{what}")
+                    for what in ("replicas", "healthy", "active")
+                },
+                "{{policy_name}} ejections": f"300 * {rate('seawall.replicas.ejections', 'policy_name', over='5m')}",
+                "{{policy_name}} panicking": worst("max", "seawall.replicas.panicking", "policy_name"),
             },
         ),
     ),
