@@ -14,6 +14,8 @@ import sys
 import openai
 import pytest
 
+from seawall.cli import main
+
 MODEL = "smollm2-135m"
 STORY = {"model": MODEL, "messages": [{"role": "user", "content": "Tell me a story."}], "temperature": 0.0}
 
@@ -120,3 +122,20 @@ def test_what_cannot_be_served_is_said_in_one_line(arguments, reason):
     assert (1, "") == (done.returncode, done.stdout)
     [line] = done.stderr.splitlines()
     assert reason in line
+
+
+@pytest.mark.parametrize("option", ["context", "threads", "rows", "max-tokens", "timeout"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "many"])
+def test_a_number_that_makes_no_sense_is_refused_at_once(option, value, capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", MODEL, f"--{option}={value}"])
+    assert f"--{option}: must be a" in (said := capsys.readouterr().err)
+    assert f"number above 0, got {value!r}" in said
+
+
+@pytest.mark.parametrize("option", ["max-queued", "temperature", "drain-delay", "drain-timeout"])
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "many"])
+def test_a_number_that_may_be_nothing_may_not_be_less(option, value, capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", MODEL, f"--{option}={value}"])
+    assert f"number of 0 or more, got {value!r}" in capsys.readouterr().err

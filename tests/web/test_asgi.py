@@ -11,6 +11,7 @@ import pytest
 
 from seawall import (
     Bulkhead,
+    BulkheadFullError,
     CircuitBreaker,
     KeyedRateLimiter,
     LoadShedder,
@@ -107,6 +108,36 @@ async def test_server_errors_open_a_breaker_and_client_errors_do_not(client):
 async def test_a_policy_that_runs_calls_again_is_refused_where_it_is_given():
     with pytest.raises(TypeError, match="put it on the function"):
         SeawallMiddleware(answering(), policies=[Retry("again", on=OSError)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"policies": Bulkhead("one", max_concurrent=1)}, "policies must be several guards.*put it into a list"),
+        ({"policies": ["one"]}, "policies must be guards.*'one'"),
+        ({"policies": [Bulkhead]}, "policies must be guards"),
+        ({"exempt": "/livez"}, "exempt must hold paths"),
+        ({"exempt": ["livez"]}, "exempt must hold paths.*'livez'"),
+        ({"answers": 503}, "answers must be a mapping.*503"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_settings_that_are_none_are_refused_where_they_are_given(settings, reason):
+    with pytest.raises((TypeError, ValueError), match=reason):
+        SeawallMiddleware(answering(), **settings)
+
+
+async def test_an_answer_that_is_none_is_told_to_whoever_wrote_it(client):
+    app = SeawallMiddleware(raising(BulkheadFullError("reports")), answers={BulkheadFullError: lambda error: 503})
+    with pytest.raises(TypeError, match="answer to BulkheadFullError must be an Answer, its function gave 503"):
+        await client(app).finish()
+
+
+async def test_a_priority_that_can_not_be_told_leaves_nothing_behind(client):
+    request = client(SeawallMiddleware(answering(), priority=lambda scope: "high"))
+    with pytest.raises(ValueError, match="'high'"):
+        await request.finish()
+    assert "seawall" not in request.scope
 
 
 async def test_a_limiter_per_client_is_asked_by_the_request(client):

@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Self
 
@@ -45,26 +46,62 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--api-key-env", metavar="NAME", help="variable that holds the API keys, separated by commas")
     model = parser.add_argument_group("the model")
     model.add_argument("--precision", help="of the weights (default: the model's usual one)")
-    model.add_argument("--kv", default="fp32", help="of the key/value cache: fp32, int8, int4 (default: %(default)s)")
-    model.add_argument("--context", type=int, default=2048, help="most tokens of a sequence (default: %(default)s)")
-    model.add_argument("--threads", type=int, help="of a step (default: what affinity and CPU quota allow)")
-    model.add_argument("--rows", type=int, default=8, help="answers that advance together (default: %(default)s)")
-    model.add_argument("--max-queued", type=int, default=64, help="answers that may wait (default: %(default)s)")
+    model.add_argument("--kv", default="int8", help="of the key/value cache: fp32, int8, int4 (default: %(default)s)")
+    model.add_argument(
+        "--context", type=_positive(int), default=2048, help="most tokens of a sequence (default: %(default)s)"
+    )
+    model.add_argument("--threads", type=_positive(int), help="of a step (default: what affinity and CPU quota allow)")
+    model.add_argument(
+        "--rows", type=_positive(int), default=8, help="answers that advance together (default: %(default)s)"
+    )
+    model.add_argument(
+        "--max-queued",
+        type=_positive(int, or_zero=True),
+        default=64,
+        help="answers that may wait (default: %(default)s)",
+    )
     model.add_argument("--speculation", action="store_true", help="draft tokens; answers stay the same")
     answers = parser.add_argument_group("answers")
     answers.add_argument(
-        "--temperature", type=float, default=1.0, help="where none is asked for (default: %(default)s)"
+        "--temperature",
+        type=_positive(float, or_zero=True),
+        default=1.0,
+        help="where none is asked for (default: %(default)s)",
     )
-    answers.add_argument("--max-tokens", type=int, help="most that a request may ask for (default: the context)")
-    answers.add_argument("--timeout", type=float, metavar="SECONDS", help="most that a request may take")
+    answers.add_argument(
+        "--max-tokens", type=_positive(int), help="most that a request may ask for (default: the context)"
+    )
+    answers.add_argument("--timeout", type=_positive(float), metavar="SECONDS", help="most that a request may take")
     ending = parser.add_argument_group("the end, on SIGTERM")
     ending.add_argument(
-        "--drain-delay", type=float, default=0.0, metavar="SECONDS", help="go on serving, while /readyz says 503"
+        "--drain-delay",
+        type=_positive(float, or_zero=True),
+        default=0.0,
+        metavar="SECONDS",
+        help="go on serving, while /readyz says 503",
     )
     ending.add_argument(
-        "--drain-timeout", type=float, default=30.0, metavar="SECONDS", help="then let answers in flight end"
+        "--drain-timeout",
+        type=_positive(float, or_zero=True),
+        default=30.0,
+        metavar="SECONDS",
+        help="then let answers in flight end",
     )
     parser.set_defaults(run=_serve)
+
+
+def _positive(kind: type[int | float], *, or_zero: bool = False) -> Callable[[str], float]:
+    """A number that is finite and positive, as argparse wants to be told."""
+    rule = f"a {'whole ' if kind is int else ''}number {'of 0 or more' if or_zero else 'above 0'}"
+
+    def read(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            number = kind(text)
+            if 0 < number < math.inf or (or_zero and number == 0):
+                return number
+        raise argparse.ArgumentTypeError(f"must be {rule}, got {text!r}")
+
+    return read
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -79,13 +116,15 @@ def _serve(options: argparse.Namespace) -> int:
 async def _run(options: argparse.Namespace, keys: list[str] | None, listener: socket.socket) -> None:
     from seawall import Engine
     from seawall.inference.embed.embedder import Embedder
+    from seawall.telemetry import embeddings
     from seawall.web.openai import OpenAIRouter
 
     progress = Progress()
     with contextlib.ExitStack() as closing:
         embedder = None
         if options.embedder is not None:
-            embedder = closing.enter_context(await anyio.to_thread.run_sync(Embedder.load, options.embedder))
+            load = partial(Embedder.load, options.embedder, watch=embeddings)
+            embedder = closing.enter_context(await anyio.to_thread.run_sync(load))
         engine = Engine.load(
             options.model,
             precision=options.precision,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from seawall.web.answers import Answer, Answers
 from seawall.web.asgi import SeawallMiddleware
+from seawall.web.bodies import BodyTooLargeError
 from seawall.web.health import Health
 from seawall.web.intake import deadline_headers, seconds_left
 from seawall.web.metrics import Metrics
@@ -15,6 +16,7 @@ from seawall.web.wsgi import SeawallWSGIMiddleware
 __all__ = [
     "Answer",
     "Answers",
+    "BodyTooLargeError",
     "Health",
     "Metrics",
     "SeawallMiddleware",

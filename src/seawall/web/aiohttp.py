@@ -81,9 +81,9 @@ class _Middleware:
         if request.path in settings.exempt:
             return await handler(request)
         found = [(name, value) for name in READERS for value in request.headers.getall(name, ())]
+        level = None if settings.priority is None else current_priority.set(Priority(settings.priority(request)))
         exchange = _Exchange(settings, request, handler)
         seconds = settings.seconds(found)
-        level = None if settings.priority is None else current_priority.set(Priority(settings.priority(request)))
         try:
             if seconds is None:
                 response = await self._untimed(exchange)

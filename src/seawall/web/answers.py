@@ -19,6 +19,7 @@ from seawall.policies.circuit_breaker import CircuitOpenError
 from seawall.policies.deadline import DeadlinePassedError
 from seawall.policies.load_shedder import LoadShedError
 from seawall.policies.rate_limiter import RateLimitedError
+from seawall.web.bodies import BodyTooLargeError
 
 _PROBLEMS = "https://iana.org/assignments/http-problem-types#"
 QUOTA_EXCEEDED = f"{_PROBLEMS}quota-exceeded"
@@ -109,6 +110,8 @@ class Answers:
             raise ValueError(
                 f"unknown_wait must be above 0 and at most longest_wait, got {unknown_wait!r} and {longest_wait!r}"
             )
+        if not isinstance(extra, Mapping | None):
+            raise TypeError(f"answers must be a mapping of classes of exceptions, got {extra!r}")
         self._known: dict[type[Exception], Write] = dict(_USUAL)
         for kind, mapped in (extra or {}).items():
             self._known[kind] = _checked(kind, mapped)
@@ -127,6 +130,8 @@ class Answers:
             write = self._known.get(kind)
             if write is not None and isinstance(error, Exception):
                 answer = write(error)
+                if not isinstance(answer, Answer):
+                    raise TypeError(f"the answer to {kind.__name__} must be an Answer, its function gave {answer!r}")
                 if isinstance(error, Rejected) and answer.retry_after is None and answer.should_retry is not False:
                     answer = replace(answer, retry_after=self.unknown_wait)
                 return answer
@@ -201,6 +206,10 @@ def _past(error: Exception) -> Answer:
     return Answer(504, "deadline_exceeded", str(error), should_retry=False)
 
 
+def _too_large(error: Exception) -> Answer:
+    return Answer(413, "body_too_large", str(error), should_retry=False)
+
+
 def whole_quota(rate: float, per: float) -> tuple[int, int]:
     """A rate as whole calls per whole seconds, which is all that the header can say: never more than the rate.
 
@@ -231,4 +240,5 @@ _USUAL: Mapping[type[Exception], Write] = {
     Rejected: _reduced("overloaded"),
     DeadlinePassedError: _past,
     CallTimeoutError: _late,
+    BodyTooLargeError: _too_large,
 }

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
+from seawall.core import checks
 from seawall.core.ambient import Priority, current_priority
 from seawall.core.decorate import Policy
 from seawall.core.timers import Queue, Timers, running_timers
 from seawall.web.answers import Answers, Mapped, Reply
+from seawall.web.bodies import DISCARDED, BodyTooLargeError, announced, discard
 from seawall.web.caught import KEY, answers_for
 from seawall.web.intake import READERS
 from seawall.web.settings import PROBES, FailedResponseError, Settings
@@ -50,6 +52,8 @@ class SeawallMiddleware:
             is no good reason to serve it first.
         answers: other answers than the usual: a status, or a function, by class of exception; or an `Answers`.
         failures_from: the lowest status that is a failure of the application.
+        max_body: bytes of a request's body; a larger one is a 413, before the policies where its length is announced,
+            and no failure. None for what the application itself accepts.
         exempt: paths that pass untouched, so that a full application still answers its probes.
         name: labels the spans of requests and the deadline's metrics.
 
@@ -69,10 +73,12 @@ class SeawallMiddleware:
         priority: Callable[[Scope], Priority] | None = None,
         answers: Answers | Mapping[type[Exception], Mapped] | None = None,
         failures_from: int = 500,
+        max_body: int | None = None,
         exempt: Iterable[str] = PROBES,
         name: str = "http.server",
     ) -> None:
         self.app = app
+        self.max_body = None if max_body is None else checks.count("max_body", max_body, least=0)
         self.settings = Settings(
             policies=policies,
             timeout=timeout,
@@ -91,18 +97,22 @@ class SeawallMiddleware:
         if scope["type"] != "http" or scope["path"] in self.settings.exempt:
             await self.app(scope, receive, send)
             return
+        tell = self.settings.priority
+        level = None if tell is None else current_priority.set(Priority(tell(scope)))
         exchange = _Exchange(self, scope, receive, send)
         around = scope.get(KEY)  # this application may be mounted in one that has such a middleware too
         scope[KEY] = exchange
         seconds = self._seconds(scope)
-        tell = self.settings.priority
-        level = None if tell is None else current_priority.set(Priority(tell(scope)))
         try:
+            if self.max_body is not None and announced(scope["headers"]) > self.max_body:
+                raise BodyTooLargeError(self.max_body)
             if seconds is None:
                 await self._untimed(exchange)
             else:
                 exchange.seconds = seconds
                 await self._timed(exchange)
+            if exchange.too_large is not None and not exchange.status:
+                raise exchange.too_large
         except FailedResponseError:
             pass  # the client has its answer
         except Exception as error:
@@ -111,8 +121,11 @@ class SeawallMiddleware:
                 answer = None if exchange.status else answers.answer_to(error)
                 if answer is None:
                     raise
-                await self._send(answers.reply(answer), send)
-            if around is not None:
+                reply = answers.reply(answer)
+                if isinstance(error, BodyTooLargeError):
+                    await exchange.close(reply, error.most)
+                await self._send(reply, send)
+            if around is not None and not isinstance(error, BodyTooLargeError):
                 around.error = error
         except asyncio.CancelledError:
             if exchange.upset is not None:
@@ -146,6 +159,8 @@ async def _run(exchange: _Exchange) -> None:
         exchange.watch_later()
         await exchange.app(exchange.scope, exchange.receive, exchange.send)
     except Exception as error:
+        if exchange.too_large is not None and not exchange.status:
+            return  # its client gets a 413, and the application did nothing wrong
         if not exchange.left:
             raise
         exchange.upset = error  # which goes on to the server; to the policies it is a call that was given up
@@ -154,6 +169,8 @@ async def _run(exchange: _Exchange) -> None:
         watcher = exchange.stop_watching()
         if watcher is not None:
             await asyncio.wait([watcher])
+    if exchange.too_large is not None:
+        return
     if exchange.error is not None:
         raise exchange.error
     if exchange.status >= exchange.settings.failures_from and not exchange.left:
@@ -164,9 +181,9 @@ class _Exchange:
     """One request and its answer, as they pass by. Used in the task of the request, on one event loop."""
 
     __slots__ = (
-        "_cancelled", "_cancelling", "_due", "_ended", "_gone", "_listening", "_over", "_queue", "_receive", "_send",
-        "_stash", "_task", "_timers", "_watcher", "_whole", "app", "error", "left", "scope", "seconds", "settings",
-        "status", "upset",
+        "_cancelled", "_cancelling", "_due", "_ended", "_gone", "_listening", "_most", "_over", "_queue", "_receive",
+        "_send", "_size", "_stash", "_task", "_timers", "_watcher", "_whole", "app", "error", "left", "scope",
+        "seconds", "settings", "status", "too_large", "upset",
     )  # fmt: skip
 
     def __init__(self, middleware: SeawallMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
@@ -178,6 +195,9 @@ class _Exchange:
         self.status = 0  # of the answer, once it has begun
         self.left = False  # the application has been told that its client is gone
         self.upset: Exception | None = None  # what it raised then
+        self.too_large: BodyTooLargeError | None = None  # more came than the application was to read
+        self._most = middleware.max_body
+        self._size = 0  # of the body so far
         self._receive = receive
         self._send = send
         self._over = False  # the answer is complete
@@ -196,8 +216,8 @@ class _Exchange:
 
     def send(self, message: Message) -> Awaitable[None]:
         """What the application says to its client."""
-        if self._ended:  # a task that it left behind: the client has heard another answer
-            return _nothing()
+        if self._ended or (self.too_large is not None and not self.status):
+            return _nothing()  # of a task that it left behind, or to what is refused: the client hears another answer
         kind = message["type"]
         if kind == "http.response.start":
             self.status = message["status"]
@@ -218,15 +238,37 @@ class _Exchange:
                 message: Message = {"type": "http.disconnect"}
             else:
                 message = await self._receive()
+        except BodyTooLargeError as error:  # of the middleware around this one
+            self._refuse(error)
         finally:
             self._listening -= 1
         if message["type"] == "http.disconnect":
             self.left = not self._over  # after the answer servers say so too
-        if message["type"] == "http.request" and not message.get("more_body"):
-            self._whole = True
-            if self._due:
-                self._watch()
+        if message["type"] == "http.request":
+            if not message.get("more_body"):
+                self._whole = True
+                if self._due:
+                    self._watch()
+            if self._most is not None:
+                self._measure(self._most, message)
         return message
+
+    def _measure(self, most: int, message: Message) -> None:
+        self._size += len(message.get("body", b""))
+        if self._size > most:
+            self._refuse(BodyTooLargeError(most))
+
+    def _refuse(self, error: BodyTooLargeError) -> NoReturn:
+        self.left = True  # nobody waits for what the application says
+        self.too_large = error
+        raise error
+
+    async def close(self, reply: Reply, most: int) -> None:
+        """Be ready to send `reply` and to hear no more, from a client that may listen only once it has said all."""
+        if not self._whole:
+            await discard(self._receive, DISCARDED * most)
+        if self.scope.get("http_version", "1.1") == "1.1":  # or servers go on to read; HTTP/2 has no such header
+            reply.headers["connection"] = "close"
 
     def watch_later(self) -> None:
         """Watch for the client from `WATCH_AFTER` on. Only asyncio has a task that another one can cancel."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from seawall.core.decorate import Policy, rows
 from seawall.core.gate import Row
-from seawall.core.protocol import Guard, GuardPerCall, Token
+from seawall.core.protocol import Around, AroundPerCall, Guard, GuardPerCall, Token
 from seawall.core.scope import Scope
 
 
@@ -15,8 +15,7 @@ class Guards:
     """Checked guards, outermost first, that choose by a request where they choose per call."""
 
     def __init__(self, policies: Iterable[Policy]) -> None:
-        self.policies = tuple(policies)
-        refuse_arounds(self.policies)
+        self.policies = checked(policies)
         self._rows: list[Row] = [part for part in rows(self.policies) if isinstance(part, Row)]
 
     def scope(self, request: object) -> Scope:
@@ -28,8 +27,7 @@ class HeldGuards:
     """Checked guards, outermost first, that one place enters and another leaves: none of them may set a deadline."""
 
     def __init__(self, policies: Iterable[Policy]) -> None:
-        guards = tuple(policies)
-        refuse_arounds(guards)
+        guards = checked(policies)
         for guard in guards:
             if getattr(guard, "issues_deadlines", False):
                 raise TypeError(f"{type(guard).__name__} can't hold until an answer is sent: give a timeout instead")
@@ -81,11 +79,17 @@ class Held:
             self.leave(asyncio.CancelledError())
 
 
-def refuse_arounds(policies: Iterable[Policy]) -> None:
-    """TypeError for a policy that runs the call itself."""
-    for policy in policies:
-        if not isinstance(policy, (Guard, GuardPerCall)):
+def checked(policies: Iterable[Policy]) -> tuple[Policy, ...]:
+    """The guards; TypeError for what is none, a policy that runs the call itself included."""
+    if not isinstance(policies, Iterable):
+        raise TypeError(f"policies must be several guards, got {policies!r}: put it into a list")
+    found = tuple(policies)
+    for policy in found:
+        if isinstance(policy, (Around, AroundPerCall)):
             raise TypeError(
                 f"{type(policy).__name__} runs calls anew or not at all, which a request's answer can't take: "
                 "put it on the function that does the work"
             )
+        if isinstance(policy, type) or not isinstance(policy, (Guard, GuardPerCall)):
+            raise TypeError(f"policies must be guards such as Bulkhead(...), got {policy!r}")
+    return found

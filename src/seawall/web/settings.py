@@ -12,7 +12,7 @@ from seawall.core.decorate import Policy
 from seawall.core.pipeline import Pipeline
 from seawall.policies.deadline import Deadline
 from seawall.web.answers import Answers, Mapped
-from seawall.web.guarding import refuse_arounds
+from seawall.web.guarding import checked
 from seawall.web.intake import seconds_left
 from seawall.web.request_deadline import RequestDeadline
 
@@ -41,8 +41,7 @@ class Settings:
         exempt: Iterable[str] = PROBES,
         name: str = "http.server",
     ) -> None:
-        self.policies = tuple(policies)
-        refuse_arounds(self.policies)
+        self.policies = checked(policies)
         self.timeout = None if timeout is None else checks.seconds("timeout", timeout)
         if priority is not None:
             checks.function("priority", priority)
@@ -56,6 +55,9 @@ class Settings:
         if isinstance(exempt, str):
             raise TypeError(f"exempt must hold paths, got the string {exempt!r}")
         self.exempt = frozenset(exempt)
+        for path in self.exempt:
+            if not str(path).startswith("/"):
+                raise ValueError(f"exempt must hold paths, which begin with '/', got {path!r}")
         self.name = checks.name("middleware", name)
         self.deadline = Deadline(name, LONGEST if self.timeout is None else self.timeout)
 

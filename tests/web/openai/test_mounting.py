@@ -10,7 +10,9 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
+from seawall import BulkheadFullError, CircuitBreaker
 from seawall.engine import Deployment, EngineClosedError
+from seawall.inference.errors import RuntimeFailure
 from seawall.web import SeawallMiddleware
 from seawall.web.openai import Limits, OpenAIRouter
 from tests.web.openai.conftest import client_of, post
@@ -84,6 +86,35 @@ def test_it_streams_through_another_middleware():
         chunks = list(client.chat.completions.create(**CHAT, stream=True))
 
     assert "The sea is salty." == "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("words", "failures"),
+    [
+        ((BulkheadFullError("engine"),), 0),
+        (("The ", BulkheadFullError("engine")), 0),
+        ((RuntimeFailure("a step", "broken"),), 1),
+        (("The ", RuntimeFailure("a step", "broken")), 1),
+    ],
+    ids=["refused", "refused midway", "failed", "failed midway"],
+)
+def test_the_policies_around_it_hear_what_happened_and_not_only_a_status(words, failures, stream):
+    front = CircuitBreaker("front")
+    app = SeawallMiddleware(OpenAIRouter(ScriptedEngine(words=words)), policies=[front])
+    with served(app) as port:
+        post(port, "/v1/chat/completions", {**CHAT, "stream": stream})
+
+    assert (0, failures) == (front.snapshot().successes, front.snapshot().failures)
+
+
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"model": "another"}], ids=str)
+def test_a_clients_mistake_is_no_failure_to_the_policies_around_it(wrong):
+    front = CircuitBreaker("front")
+    with served(SeawallMiddleware(OpenAIRouter(ScriptedEngine()), policies=[front])) as port:
+        assert post(port, "/v1/chat/completions", {**CHAT, **wrong})[0] in (400, 404)
+
+    assert 0 == front.snapshot().failures
 
 
 def test_mounted_without_a_lifespan_it_says_that_nothing_is_open():

@@ -27,6 +27,7 @@ from seawall.policies.bulkhead import Bulkhead
 from seawall.policies.timeout import Timeout
 from seawall.web.answers import Answers, Mapped
 from seawall.web.asgi import Receive, Scope, SeawallMiddleware, Send
+from seawall.web.caught import KEY
 from seawall.web.openai import requests
 from seawall.web.openai.body import Limits, parsed, read
 from seawall.web.openai.embedding import Embeds, embed
@@ -192,7 +193,7 @@ class OpenAIRouter:
             try:
                 await self._route(scope, receive, outlet)
             except Exception as error:
-                await self._fail(error, outlet)
+                await self._fail(error, outlet, scope)
 
     async def _route(self, scope: Scope, receive: Receive, outlet: Outlet) -> None:
         path, method = _path(scope), scope["method"]
@@ -280,8 +281,11 @@ class OpenAIRouter:
         assert answer is not None
         await send_json(send, answer.status, answer.problem(), self._answers.headers(answer))
 
-    async def _fail(self, error: Exception, outlet: Outlet) -> None:
-        """Tell the client of an error in whatever way is left, and the log of what is not the client's fault."""
+    async def _fail(self, error: Exception, outlet: Outlet, scope: Scope) -> None:
+        """Tell the client of an error in whatever way is left, and others of what is not the client's fault."""
+        around = scope.get(KEY)
+        if around is not None and not isinstance(error, _CLIENTS):
+            around.error = error  # to its policies a refusal is no failure, and a stream that broke off is one
         answer = self._answers.answer_to(error)
         if answer is None or outlet.over or (outlet.status and not outlet.streaming):
             raise error

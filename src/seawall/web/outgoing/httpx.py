@@ -323,9 +323,10 @@ async def _to_its_end(close: Callable[[], Coroutine[object, object, None]]) -> N
             await asyncio.wait([task])
         except asyncio.CancelledError as exc:
             cancelled = exc
+    failed = task.exception()
+    if cancelled is not None:  # above all; a failing close is its cause
+        raise cancelled from failed
     task.result()
-    if cancelled is not None:
-        raise cancelled
 
 
 def _host(url: httpx.URL) -> str:
