@@ -512,7 +512,7 @@ def test_replicas_nest_and_say_what_they_are():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Replicas("r", {}), "models must be a mapping of names to one model or more: got none"),
+        (lambda: Replicas("r", {}), "models must be a mapping of names to one model or more, got {}"),
         (lambda: of(Model("a"), weights={"b": 1.0}), "there is no replica 'b' to weigh"),
         (lambda: of(Model("a"), weights={"a": 0.0}), "weight must be more than 0 and finite, got 0.0"),
         (lambda: of(Model("a"), panic_threshold=1.5), "panic_threshold must be in"),
@@ -528,3 +528,18 @@ def test_settings_that_cannot_be_are_refused(make, message):
 def test_an_open_breaker_inside_a_replica_is_a_refusal():
     with of(Model("a", error=CircuitOpenError("engine", 3.0)), Model("b"), rule=RoundRobin()) as replicas:
         assert "bb" == asked(replicas, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"models": [Model("a")]}, "models must be a mapping"),
+        ({"models": {"a": None}}, "replica 'a' must be a model, which has close"),
+        ({"rule": RoundRobin}, "rule must have choose and heard"),
+        ({"rule": 3}, "rule must have choose and heard"),
+        ({"ejection": Ejection}, "ejection must be an Ejection"),
+    ],
+)
+def test_what_is_of_the_wrong_kind_is_refused_when_it_is_given(settings, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        Replicas("answers", **{"models": {"a": Model("a")}, **settings})

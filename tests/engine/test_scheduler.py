@@ -7,7 +7,6 @@ import contextlib
 import contextvars
 import gc
 import itertools
-import os
 import threading
 from dataclasses import replace
 
@@ -32,7 +31,6 @@ from seawall.engine import (
 from seawall.engine.calls import READ_AHEAD
 from seawall.inference.errors import (
     EmptyPromptError,
-    ForkedBackendError,
     InvalidSettingError,
     NotFiniteOutputError,
     PromptTooLongError,
@@ -289,6 +287,17 @@ async def test_without_memory_one_that_nobody_saw_anything_of_goes_before_a_newe
     assert engine.snapshot().shed > 0
 
 
+async def test_python_s_own_lack_of_memory_is_told_as_the_model_s_and_the_next_call_is_served(build):
+    rows = Rows(2)
+    async with build(rows) as engine:
+        rows.broken = MemoryError("no more")
+        with pytest.raises(RuntimeExhaustedError, match="no more") as told:
+            await engine.generate("ab", max_tokens=2)
+        assert isinstance(told.value.__cause__, MemoryError)
+        rows.broken = None
+        assert (await engine.generate("ab", max_tokens=2)).text == "ab"
+
+
 async def test_where_two_rows_hang_alone_the_others_are_not_tried(build, clock):
     rows = Rows(4)
     async with build(rows, step_timeout=30.0) as engine, anyio.create_task_group() as tasks:
@@ -306,7 +315,7 @@ async def test_where_two_rows_hang_alone_the_others_are_not_tried(build, clock):
 
 def _runs(scheduler):
     """Whether a step runs that was not told to stop."""
-    step = scheduler._step
+    step = scheduler._steps._running
     return step is not None and not step.overdue
 
 
@@ -525,15 +534,6 @@ async def test_warming_up_answers_a_token_past_the_policies(build):
         await engine.warm_up()
     assert rows.steps == 1
     assert breaker.snapshot().successes == 0
-
-
-async def test_a_fork_of_an_open_engine_says_so_instead_of_waiting_for_ever(build, monkeypatch):
-    async with build(Rows(1)) as engine:
-        await engine.generate("a", max_tokens=1)
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "getpid", lambda: -1)
-            with pytest.raises(ForkedBackendError):
-                await engine.generate("a")
 
 
 def test_a_stream_whose_event_loop_is_gone_gives_its_row_back(build):

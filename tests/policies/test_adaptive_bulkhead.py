@@ -7,6 +7,7 @@ import statistics
 import sys
 import threading
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -276,6 +277,16 @@ def test_an_algorithm_that_raises_is_heard_by_its_call_and_keeps_nobody_waiting(
     assert (first.granted, second.granted, guard.snapshot().active) == (True, False, 1)
 
 
+@pytest.mark.parametrize(("limit", "error"), [(0, ValueError), (math.nan, TypeError)])
+def test_a_limit_that_no_call_could_run_under_is_heard_by_its_call_and_not_taken(limit, error):
+    guard = bulkhead(1)
+    (token,), (first,) = fill(guard, waiting=1)
+    guard._estimator.limit = limit
+    with pytest.raises(error, match="the algorithm's limit must be"):
+        guard.exit(token, 1.0, None)
+    assert (first.granted, guard.limit) == (True, 1)
+
+
 # Around calls
 
 
@@ -435,6 +446,9 @@ def test_a_bad_update_changes_nothing():
             "algorithm must be one of gradient, vegas, aimd or make a Limit, got 'fast'",
         ),
         ({"algorithm": 5}, TypeError, "algorithm must be one of"),
+        ({"algorithm": lambda *limits: 1}, TypeError, r"must make a Limit \(limit, observe\), but .* made 1"),
+        ({"algorithm": lambda *limits: SimpleNamespace(limit=3)}, TypeError, "must make a Limit"),
+        ({"algorithm": lambda *limits: Fixed(2.5)}, TypeError, "the algorithm's limit must be a whole number, got 2.5"),
         ({"initial_limit": 0}, ValueError, "initial_limit must be 1 or more, got 0"),
         ({"min_limit": 30}, ValueError, "must lie between min_limit and max_limit"),
         ({"ramp_start": -1.0}, ValueError, "ramp_start must be more than 0 and finite, got -1.0"),

@@ -36,6 +36,10 @@ class Call:
         """Who has the most is served first: its priority, and a level more for each `AGING` seconds it waited."""
         return self.level + (now - self.since) / AGING
 
+    def rank(self, now):
+        """As much for both, the higher priority is first."""
+        return self.weight(now), self.level
+
 
 class BulkheadMachine(RuleBasedStateMachine):
     @initialize(limit=st.integers(1, 5))
@@ -59,7 +63,7 @@ class BulkheadMachine(RuleBasedStateMachine):
 
     def serve(self):
         while self.waiting:
-            first = max(self.waiting, key=lambda call: (call.weight(self.now), call.level))
+            first = max(self.waiting, key=lambda call: call.rank(self.now))
             if not self.fits(first):
                 return
             self.waiting.remove(first)
@@ -77,7 +81,7 @@ class BulkheadMachine(RuleBasedStateMachine):
         weights = [one.weight(self.now) for one in self.waiting]
         if call.weight(self.now) <= min(weights):
             return None
-        if call.weight(self.now) > max(weights) and self.fits(call):
+        if call.rank(self.now) > max(one.rank(self.now) for one in self.waiting) and self.fits(call):
             return "at once"
         last = [one for one in self.waiting if one.weight(self.now) == min(weights)]
         self.displaced = min(reversed(last), key=lambda one: one.level)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import copy
 import gc
 import pickle
 import threading
+import time
 import weakref
 from asyncio import CancelledError
 
@@ -426,27 +429,31 @@ def test_every_setting_can_be_read_back_and_given_again():
 # Peers' defects that are about threads and clocks
 
 
-def test_b10_no_lock_is_held_while_a_call_runs():
+@pytest.mark.parametrize("kind", ["plain", "coroutine"])
+def test_b10_no_lock_is_held_while_a_call_runs_or_awaits(kind):
     inside, go_on = threading.Event(), threading.Event()
     guard = guarding()
 
     @guard
-    def long():
+    def plain():
         inside.set()
         assert go_on.wait(30)
 
-    thread = threading.Thread(target=long)
+    @guard
+    async def coroutine():
+        inside.set()
+        assert await asyncio.to_thread(go_on.wait, 30)
+
+    thread = threading.Thread(target=plain if kind == "plain" else lambda: asyncio.run(coroutine()))
     thread.start()
     assert inside.wait(30)
-    call(guard, 0.0)  # would hang if the lock were held
+    guard(lambda: None)()  # would wait for the lock, were it held
     go_on.set()
     thread.join(30)
     assert guard.snapshot().successes == 2
 
 
 def test_b29_a_wall_clock_that_steps_back_an_hour_changes_nothing(monkeypatch):
-    import time
-
     guard = guarding(consecutive_failures=1)
     call(guard, 100.0, OSError())
     monkeypatch.setattr(time, "time", lambda: -3600.0)
@@ -484,38 +491,58 @@ def test_s5_a_listener_may_open_close_and_update_the_breaker_that_called_it():
     assert [event.after for event in heard] == [State.OPEN, State.METRICS_ONLY]
 
 
-def test_eight_threads_admit_no_more_probes_than_permitted():
-    guard = guarding(probes=3, permitted_probes=5, success_threshold=5)
+def test_eight_threads_and_three_loops_admit_no_more_probes_than_permitted():
+    guard = guarding(probes=3, permitted_probes=50, success_threshold=50)
     guard.force_open(1.0)
-    barrier = threading.Barrier(8, timeout=30)
-    inside, worst, passed, lock = [], [], [], threading.Lock()
+    barrier, lock = threading.Barrier(11, timeout=30), threading.Lock()
+    inside, probing = 0, []
+
+    def step(change):
+        nonlocal inside
+        with lock:
+            inside += change
+            if change > 0 and guard.state is State.HALF_OPEN:
+                probing.append(inside)
 
     @guard
-    def probe():
-        with lock:
-            inside.append(1)
-            worst.append(len(inside))
-            passed.append(guard.state)
-        with lock:
-            inside.pop()
+    def plain():
+        step(+1)
+        time.sleep(0)  # another thread's turn
+        step(-1)
 
-    def many():
+    @guard
+    async def call():
+        step(+1)
+        await asyncio.sleep(0)
+        step(-1)
+
+    def in_a_thread():
         barrier.wait()
-        for _ in range(300):
-            try:
-                probe()
-            except CircuitOpenError:
-                continue
+        for _ in range(100_000):
+            with contextlib.suppress(CircuitOpenError):
+                plain()
+            if guard.state is State.CLOSED:
+                break
+
+    async def in_a_task():
+        for _ in range(30):
+            with contextlib.suppress(CircuitOpenError):
+                await call()
+
+    async def on_a_loop():
+        barrier.wait()
+        await asyncio.gather(*(in_a_task() for _ in range(10)))
 
     with use_clock(lambda: 1.0):
-        threads = [threading.Thread(target=many) for _ in range(8)]
+        jobs = [in_a_thread] * 8 + [lambda: asyncio.run(on_a_loop())] * 3
+        threads = [threading.Thread(target=job) for job in jobs]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(60)
-    assert guard.state is State.CLOSED
-    assert guard.snapshot().opened == 1
-    assert passed.count(State.HALF_OPEN) >= 5
+    assert (guard.state, guard.snapshot().opened) == (State.CLOSED, 1)
+    assert len(probing) == 50
+    assert max(probing) <= 3
 
 
 def test_rejections_carry_no_event_where_nobody_listens_and_one_each_where_somebody_does():

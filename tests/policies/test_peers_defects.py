@@ -170,7 +170,6 @@ async def test_b08_failures_of_coroutines_are_seen():
 
 def test_b09_threads_run_in_parallel_behind_one_breaker():
     together = threading.Barrier(8, timeout=30)
-    threads = [threading.Thread(target=breaker()(together.wait)) for _ in range(8)]
     guarded = breaker()(together.wait)
     threads = [threading.Thread(target=guarded) for _ in range(8)]
     for thread in threads:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seawall.cli.generate import DEFAULT, MODEL, load
+from seawall.cli.generate import DEFAULT, KV, MODEL, load
 from seawall.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("model", nargs="?", default=DEFAULT, help=MODEL)
     parser.add_argument("--precision", help="of the weights (default: the model's usual one)")
-    parser.add_argument("--kv", default="fp32", help="of the key/value cache: fp32, int8, int4 (default: %(default)s)")
+    parser.add_argument("--kv", help=KV)
     parser.add_argument("--context", type=int, default=2048, metavar="N", help="most tokens (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: what affinity and CPU quota allow")
     parser.add_argument("--speculation", action="store_true", help="draft with the same model in fewer bits as well")

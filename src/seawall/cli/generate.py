@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MODEL = "a name that `seawall models list` shows, a .gguf file, or a prepared folder (default: %(default)s)"
 DEFAULT = "smollm2-135m"
+KV = "of the key/value cache: fp32, int8, int4 (default: fp32; int8 where --speculation drafts for 8 or 4 bits)"
 
 
 def add_parser(commands: Commands) -> None:
@@ -55,7 +56,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("the model")
     model.add_argument("--model", "-m", default=DEFAULT, help=MODEL)
     model.add_argument("--precision", help="of the weights (default: the model's usual one)")
-    model.add_argument("--kv", default="fp32", help="of the key/value cache: fp32, int8, int4 (default: %(default)s)")
+    model.add_argument("--kv", help=KV)
     model.add_argument("--context", type=int, default=2048, metavar="N", help="most tokens (default: %(default)s)")
     model.add_argument("--threads", type=int, metavar="N", help="default: what affinity and CPU quota allow")
     model.add_argument("--speculation", action="store_true", help="draft tokens: quicker, and the same answer")

@@ -71,6 +71,14 @@ class Rule(Protocol):
         ...
 
 
+def checked_rule(rule: Rule) -> Rule:
+    """The rule itself; TypeError for what is none, such as a class without its parentheses."""
+    methods = getattr(rule, "choose", None), getattr(rule, "heard", None)
+    if isinstance(rule, type) or not all(map(callable, methods)):
+        raise TypeError(f"rule must have choose and heard, as LeastLoaded() does, got {rule!r}")
+    return rule
+
+
 class RoundRobin:
     """In turn; with weights, in proportion to them, and never more than one call ahead or behind.
 

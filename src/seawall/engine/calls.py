@@ -51,6 +51,11 @@ class Call:
         self._arrived: deque[tuple[Sample, Piece] | BaseException] = deque()
         self._ring: Callable[[], bool] | None = None
 
+    def add(self, wanted: Wanted, ticket: Ticket) -> None:
+        """One more sample is wanted; before any is pushed."""
+        self.samples.append(Sample(self, wanted, ticket))
+        self.unfinished += 1
+
     def push(self, sample: Sample, piece: Piece) -> None:
         """In the scheduler's thread: one more piece."""
         sample.pushed += 1

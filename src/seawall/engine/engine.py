@@ -8,7 +8,6 @@ import threading
 import time
 import warnings
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
-from collections.abc import Sequence as Seq
 from contextlib import aclosing, closing
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +25,7 @@ from seawall.core.sleeping import async_sleeper
 from seawall.engine import opening
 from seawall.engine.admission import Admission
 from seawall.engine.answers import Completion, Gathering, ModelInfo, Piece
+from seawall.engine.asking import asked, read
 from seawall.engine.errors import EngineClosedError
 from seawall.engine.metering import EngineMeter, EngineSnapshot
 from seawall.engine.opening import Opening, looking_at
@@ -34,16 +34,13 @@ from seawall.engine.settings import AnswerOptions, AnswerSettings, Prompt
 from seawall.engine.worker import Worker, WorkerClosedError
 from seawall.inference.errors import (
     DecoderClosedError,
-    EmptyPromptError,
+    ForkedBackendError,
     InvalidSettingError,
     PromptError,
-    PromptTooLongError,
 )
 from seawall.policies.circuit_breaker import CircuitBreaker
 
 if TYPE_CHECKING:
-    from seawall.inference.generate.choosing import Penalties
-    from seawall.inference.generate.constraints import Constraint
     from seawall.inference.generate.decoder import Decoder
     from seawall.inference.generate.speculation import Speculation
 
@@ -136,6 +133,10 @@ class Engine:
             "aging": aging,
         }
         Admission(name, rows=rows, **self._queue)  # refuses wrong settings now
+        if not callable(load):
+            raise TypeError(f"load must be a function that makes a decoder, got {load!r}")
+        if not (adjust is None or callable(adjust)):
+            raise TypeError(f"adjust must be a function of AnswerSettings, or None, got {adjust!r}")
         self._adjust = adjust
         self._load = load
         self._model: Opening | None = None
@@ -220,7 +221,7 @@ class Engine:
                 if self._model is not model or model.scheduler is None:
                     raise WorkerClosedError
                 model.opened = True
-                self._meter.look = looking_at(model.scheduler)
+                self._meter.open(looking_at(model.scheduler))
         except WorkerClosedError:
             raise EngineClosedError(f"engine {self.name!r} was closed while it was opening") from None
         finally:
@@ -252,43 +253,15 @@ class Engine:
             model.free()
             warnings.warn(f"engine {self.name!r} was dropped without close", ResourceWarning, stacklevel=2, source=self)
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        seed: int | None = None,
-        stop: Seq[str] = (),
-        penalties: Penalties | None = None,
-        logprobs: int | None = None,
-        constraint: Constraint | None = None,
-        n: int = 1,
-        chat: bool = True,
-        tenant: str = "",
-    ) -> AsyncGenerator[Piece, None]:
+    def stream(self, prompt: Prompt, **settings: Unpack[AnswerOptions]) -> AsyncGenerator[Piece, None]:
         """The answer to `prompt` (a text, or chat messages with `role` and `content`), piece by piece.
 
-        Temperature 0 is greedy: the same prompt gives the same answer. The policies hold for the whole stream.
+        Temperature 0, the default, is greedy: the same prompt gives the same answer. The policies hold for the whole
+        stream.
 
         Args:
             prompt: a text or chat messages; with `chat=False` a text or token ids.
-            max_tokens: of the answer, at most.
-            temperature: 0 for greedy; see `Sampling` for it and those after it.
-            top_k: keep this many of the likeliest tokens; 0 keeps all.
-            top_p: keep the likeliest tokens until their probabilities add up to this.
-            min_p: keep what is at least this fraction as likely as the likeliest.
-            seed: makes a drawn answer repeatable; sample i draws with `seed + i`.
-            stop: texts that end the answer, and are no part of it.
-            penalties: against repetition.
-            logprobs: how many of the likeliest tokens to tell for each position, with their log-probabilities.
-            constraint: what the answer may look like.
-            n: samples; their pieces come mixed, each with its `index`.
-            chat: False reads the prompt verbatim, without the model's chat template.
-            tenant: whose call it is: tenants share the engine fairly, and no cached prompts.
+            settings: those of `AnswerSettings`, by name: `max_tokens`, `temperature`, `stop`, `n`, `tenant` ...
 
         Raises:
             PromptError: empty, too long or malformed prompt; a `ValueError`.
@@ -298,22 +271,7 @@ class Engine:
             RuntimeFailure: the model failed: NotFiniteOutputError, RuntimeExhaustedError, StepStuckError ...
             EngineClosedError: the engine is not open.
         """
-        settings = AnswerSettings(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            seed=seed,
-            stop=stop,
-            penalties=penalties,
-            logprobs=logprobs,
-            constraint=constraint,
-            n=n,
-            chat=chat,
-            tenant=tenant,
-        )
-        return self._guarded(self, prompt, settings)
+        return self._guarded(self, prompt, AnswerSettings(**settings))
 
     async def generate(self, prompt: Prompt, **settings: Unpack[AnswerOptions]) -> Completion:
         """The whole answer; settings and errors are those of `stream`. Of several samples, the first."""
@@ -366,6 +324,8 @@ class Engine:
         model = self._model
         if model is None or not model.opened or model.decoder is None or model.scheduler is None:
             raise EngineClosedError(f"engine {self.name!r} is not open: use it inside `async with`")
+        if os.getpid() != model.process:  # before anything is asked of its threads, which stayed in the parent
+            raise ForkedBackendError(self.name, model.process, os.getpid())
         return model.worker, model.decoder, model.scheduler
 
     def __await__(self) -> Generator[Any, None, Self]:
@@ -392,13 +352,15 @@ async def _pieces(engine: Engine, prompt: Prompt, settings: AnswerSettings) -> A
     worker, decoder, scheduler = engine._running()
     if engine._adjust is not None:
         settings = engine._adjust(settings)
-    with answering.watched(_asked(engine.name, prompt, settings)) as answer, _translated(engine):
-        tokens = await worker.run(lambda: _read(decoder, prompt, settings))
+        if not isinstance(settings, AnswerSettings):
+            raise TypeError(f"adjust must return AnswerSettings, got {settings!r}")
+    with answering.watched(asked(engine.name, prompt, settings)) as answer, _translated(engine):
+        tokens = await worker.run(lambda: read(decoder, prompt, settings))
         answer.read(len(tokens))
         with closing(scheduler.submit(tokens, settings, decoder.context - len(tokens))) as reader:
             left = settings.n
             while left:
-                piece = await reader.next(scheduler.step_timeout, scheduler.watch)
+                piece = await reader.next(scheduler.patience, scheduler.watch)
                 left -= piece.finish_reason is not None
                 answer.piece(piece.text, piece.finish_reason, piece.index)
                 yield piece
@@ -414,28 +376,6 @@ def _translated(engine: Engine) -> Generator[None, None, None]:
     except Rejected as error:
         engine._meter.refused(error)
         raise
-
-
-def _read(decoder: Decoder, prompt: Prompt, settings: AnswerSettings) -> list[int]:
-    """Tokens of the prompt; in the worker thread, as is whatever else takes long before an answer begins."""
-    if settings.chat:
-        tokens = decoder.encode_chat(prompt)  # type: ignore[arg-type]
-    else:
-        tokens = decoder.encode(prompt) if isinstance(prompt, str) else list(prompt)  # type: ignore[arg-type]
-    if not tokens:
-        raise EmptyPromptError
-    if len(tokens) >= decoder.context:
-        raise PromptTooLongError(len(tokens), decoder.context - 1)
-    if settings.constraint is not None and (prepare := getattr(decoder, "prepare", None)) is not None:
-        prepare(settings.constraint)
-    return tokens
-
-
-def _asked(name: str, prompt: Prompt, settings: AnswerSettings) -> answering.Asked:
-    seed = settings.seed if settings.temperature else None
-    return answering.Asked(
-        name, prompt, settings.max_tokens, settings.temperature, settings.top_p, seed, settings.chat, settings.n
-    )
 
 
 def _default_policies(name: str) -> tuple[Policy, ...]:

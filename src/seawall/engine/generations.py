@@ -11,11 +11,24 @@ from typing import Generic, ParamSpec, TypeVar
 from seawall.core.errors import Rejected
 from seawall.core.locking import lock
 from seawall.core.sleeping import Sleeper, ThreadSleeper, async_sleeper
-from seawall.inference.errors import GenerationCancelledError, InvalidInputError, InvalidSettingError, PromptError
+from seawall.inference.errors import (
+    BatchQueueFullError,
+    GenerationCancelledError,
+    InvalidInputError,
+    InvalidSettingError,
+    PromptError,
+)
 
 M = TypeVar("M")
 P = ParamSpec("P")
-_CALLERS = (Rejected, InvalidInputError, PromptError, InvalidSettingError, GenerationCancelledError)
+_CALLERS = (
+    Rejected,
+    BatchQueueFullError,  # a refusal, though the inference half knows no policy
+    InvalidInputError,
+    PromptError,
+    InvalidSettingError,
+    GenerationCancelledError,
+)
 
 
 def blames(error: BaseException) -> bool:

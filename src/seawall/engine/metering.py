@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from seawall.core import events, gate
@@ -81,15 +81,16 @@ class EngineSnapshot:
 
 
 class EngineMeter(PolicyBase):
-    """Counts what becomes of an engine's answers. `look` says how things stand now."""
+    """Counts what becomes of an engine's answers, for as long as there is the engine, opened once or again."""
 
     kind = "engine"
 
     def __init__(self, name: str, listeners: Iterable[Listener] = ()) -> None:
         super().__init__(name, listeners)
-        self.look: Callable[[], EngineSnapshot] | None = None  # the scheduler's, while there is one
+        # The scheduler's snapshots, while there is one, and prefix queries and hits of those before it: changed as one,
+        # or who reads meanwhile would see a counter go back.
+        self._standing: tuple[Callable[[], EngineSnapshot] | None, int, int] = (None, 0, 0)
         self._usage = [0] * 5
-        self._prefix = (0, 0)  # queries and hits of schedulers that are gone
         self._outcomes = {"finished": 0, "failed": 0, "cancelled": 0, "rejected": 0, "shed": 0, "stuck": 0}
         self._register()
 
@@ -129,21 +130,26 @@ class EngineMeter(PolicyBase):
 
     def snapshot(self) -> EngineSnapshot:
         """The engine at this moment."""
-        return self.as_of() if self.look is None else self.look()
+        look, queries, hits = self._standing
+        now = self.as_of() if look is None else look()
+        return replace(now, prefix_queries=now.prefix_queries + queries, prefix_hits=now.prefix_hits + hits)
 
     def as_of(
         self, running: int = 0, waiting: int = 0, waiting_tokens: int = 0, rows: int = 0, memory: Memory = _EMPTY
     ) -> EngineSnapshot:
-        """What was counted, beside how things stand."""
-        queries, hits = self._prefix
-        memory = memory._replace(prefix_queries=memory.prefix_queries + queries, prefix_hits=memory.prefix_hits + hits)
+        """What was counted, beside how things stand with one scheduler."""
         with self._lock:
             return EngineSnapshot(running, waiting, waiting_tokens, rows, *memory, *self._usage, **self._outcomes)
 
+    def open(self, look: Callable[[], EngineSnapshot]) -> None:
+        """There is a scheduler, whose snapshots `look` gives."""
+        _, queries, hits = self._standing
+        self._standing = look, queries, hits
+
     def close(self) -> None:
         """The scheduler is gone; what it counted stays."""
-        last, self.look = self.snapshot(), None
-        self._prefix = last.prefix_queries, last.prefix_hits
+        last = self.snapshot()
+        self._standing = None, last.prefix_queries, last.prefix_hits
 
     def counters(self) -> dict[str, int]:
         """What only grows, for exporters: answers by outcome, and tokens as metrics of their own."""

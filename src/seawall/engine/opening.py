@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ class Opening:
         self.scheduler: Scheduler | None = None  # steps
         self.error: BaseException | None = None
         self.openers = 0
+        self.process = os.getpid()
         self.opened = False  # somebody got it, so it stays until the engine is closed
         self._load = load
         self._schedule = schedule

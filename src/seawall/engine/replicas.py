@@ -12,9 +12,10 @@ from typing import Final, Generic, TypeVar
 from seawall.core import checks, events
 from seawall.core.errors import Rejected
 from seawall.core.events import Listener
-from seawall.engine.balancing import LeastLoaded, Rule
+from seawall.engine.balancing import LeastLoaded, Rule, checked_rule
 from seawall.engine.ejection import Ejection, Outliers
 from seawall.engine.generations import Tally, blames
+from seawall.engine.rehearsal import checked_model
 from seawall.engine.replica import (
     Lease,
     NoReplicaError,
@@ -104,18 +105,21 @@ class Replicas(StandIn[M], Generic[M]):
         listeners: Iterable[Listener] = (),
     ) -> None:
         super().__init__(name, listeners)
-        self.rule: Rule = rule or LeastLoaded()
+        self.rule: Rule = LeastLoaded() if rule is None else checked_rule(rule)
         self.panic_threshold = 0.0 if panic_threshold == 0 else checks.fraction("panic_threshold", panic_threshold)
+        if not (ejection is None or isinstance(ejection, Ejection)):
+            raise TypeError(f"ejection must be an Ejection(...) or None, got {ejection!r}")
         self._outliers = None if ejection is None else Outliers(ejection)
         self._breaker = breaker
         self._replicas: dict[str, Replica[M]] = {}
         self._closing = self._panicking = False
         self._seen = Tally()  # on all replicas, gone ones too
         self._counts = {"refused": 0, "spilled": 0, "ejections.": 0}
-        unknown = (weights or {}).keys() - models.keys()
-        if not models or unknown:
-            why = f"there is no replica {', '.join(map(repr, sorted(unknown)))} to weigh" if unknown else "got none"
-            raise ValueError(f"models must be a mapping of names to one model or more: {why}")
+        given: object = models
+        if not isinstance(given, Mapping) or not given:
+            raise ValueError(f"models must be a mapping of names to one model or more, got {models!r}")
+        if unknown := (weights or {}).keys() - models.keys():
+            raise ValueError(f"there is no replica {', '.join(map(repr, sorted(unknown)))} to weigh")
         for replica, model in models.items():
             self.add(replica, model, weight=(weights or {}).get(replica, 1.0))
         self._register()
@@ -123,6 +127,7 @@ class Replicas(StandIn[M], Generic[M]):
     def add(self, replica: str, model: M, *, weight: float = 1.0) -> None:
         """One more replica, from now on. ValueError if the name is taken, by one that drains too."""
         checks.name("replica", replica)
+        checked_model(f"replica {replica!r}", model)
         weight = checks.positive("weight", weight)
         breaker = None if self._breaker is None else self._breaker(f"{self.name}.{replica}")
         with self._lock:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterable
 from contextvars import Context
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from seawall.core import answering, gate
@@ -18,9 +16,9 @@ from seawall.engine.answers import Piece, Usage
 from seawall.engine.calls import Call, Reader, Sample
 from seawall.engine.errors import EngineClosedError, EngineDrainingError, StepStuckError
 from seawall.engine.stepping import Advance, Row, Stepper, Wanted
+from seawall.engine.watched_steps import WatchedSteps
 from seawall.inference.errors import (
     DecoderClosedError,
-    ForkedBackendError,
     GenerationCancelledError,
     InvalidSettingError,
     NoRoomError,
@@ -36,14 +34,6 @@ _REGROWS = 5.0  # seconds after which a row more is tried, where memory ran out
 _LAST = 1.0  # seconds that closing grants a thread that was given up
 _LOOKS = 0.1  # seconds between looks at the memory
 _GLANCE = 0.05  # seconds between looks at a queue whose head does not fit, for those whose time is up
-
-
-@dataclass(slots=True)
-class _Step:
-    """The step that runs."""
-
-    began: float
-    overdue: bool = False  # it was told to stop
 
 
 class Scheduler:
@@ -66,6 +56,7 @@ class Scheduler:
         self.name = name
         self.stepper = stepper
         self.step_timeout = step_timeout
+        self.patience = step_timeout / 8  # seconds between a waiting caller's looks, so how late a step is stopped
         self._given_up: tuple[str, BaseException | None] | None = None  # why, if it was
         self._admission = admission
         self._most_rows = admission.rows
@@ -78,12 +69,11 @@ class Scheduler:
         self._rows: dict[Row, Sample] = {}
         self._memory = stepper.memory()
         self._looks_at = 0.0
-        self._step: _Step | None = None
+        self._steps = WatchedSteps(stepper, step_timeout, meter)
         self._stopping = False
         self._draining = False
         self._drained: list[Callable[[], object]] = []
         self._thread: threading.Thread | None = None
-        self._process = os.getpid()
 
     # Callers, in any thread
 
@@ -93,15 +83,14 @@ class Scheduler:
         Raises:
             Rejected: there is no room in the queue, no time left, or the engine drains.
             InvalidSettingError: they could never fit.
-            EngineClosedError, StepStuckError, ForkedBackendError: nobody would serve them.
+            EngineClosedError, StepStuckError: nobody would serve them.
         """
         self._check(prompt, settings)
         now, most, level = gate.now(), min(settings.max_tokens, room), int(current_priority.get())
         call = Call(self.wake, self.abandon)
-        call.unfinished = settings.n
         for index in range(settings.n):
             ticket = Ticket(len(prompt), most, level, settings.tenant, deadline.get())
-            call.samples.append(Sample(call, Wanted(prompt, settings, index), ticket))
+            call.add(Wanted(prompt, settings, index), ticket)
         with self._lock:
             if self._stopping:
                 raise self._end_of_all()
@@ -136,14 +125,8 @@ class Scheduler:
         Raises:
             StepStuckError: the engine was given up.
         """
-        step, now = self._step, gate.now()
-        if self._given_up is None and step is not None and now - step.began >= self.step_timeout:
-            if not step.overdue:
-                step.overdue = True
-                self._meter.stuck(now - step.began)
-                self.stepper.interrupt()
-            elif now - step.began >= 2 * self.step_timeout:
-                self._give_up(f"a step did not end in {now - step.began:.3g} s, and could not be stopped")
+        if self._given_up is None and (took := self._steps.watch()) is not None:
+            self._give_up(f"a step did not end in {took:.3g} s, and could not be stopped")
         if self._given_up is not None:
             raise self._end_of_all()
 
@@ -177,8 +160,7 @@ class Scheduler:
         elif thread is not threading.current_thread():
             while thread.is_alive() and self._given_up is None:
                 thread.join(self.step_timeout)
-                step = self._step
-                if step is not None and gate.now() - step.began >= 2 * self.step_timeout:
+                if self._steps.age >= 2 * self.step_timeout:
                     self._give_up("a step could not be stopped")
             thread.join(_LAST)  # given up, it may still be on its way out
 
@@ -191,8 +173,6 @@ class Scheduler:
     def _check(self, prompt: list[int], settings: AnswerSettings) -> None:
         if self._given_up is not None:
             raise self._end_of_all()
-        if os.getpid() != self._process:
-            raise ForkedBackendError(self.name, self._process, os.getpid())
         if settings.n > self._most_rows + self._admission.max_queued:
             raise InvalidSettingError(
                 f"n must be {self._most_rows + self._admission.max_queued} or less (rows and max_queued together), "
@@ -281,7 +261,7 @@ class Scheduler:
         error = self._attempt()
         if error is None:
             return
-        if isinstance(error, (RuntimeExhaustedError, MemoryError)):
+        if isinstance(error, RuntimeExhaustedError):
             self._shed(error)
             return
         active = [row for row in self._rows if not row.paused]
@@ -295,29 +275,20 @@ class Scheduler:
             for other in self._rows:
                 other.paused = other is not row
             # where two hang alone, it is not about a row
-            error = self._attempt() if stuck < 2 else self._stuck()
+            error = self._attempt() if stuck < 2 else self._steps.stuck()
             if error is not None:
                 stuck += isinstance(error, StepStuckError)
                 self._fail(self._rows[row], error)
 
     def _attempt(self) -> Exception | None:
         """One step, and what came of it handed out; the error that it raised, if it did."""
-        began = gate.now()
-        self._step = step = _Step(began)
         try:
-            with answering.step_watched(self._contexts()):
-                advances = list(self.stepper.step())
-        except GenerationCancelledError as error:
-            if not step.overdue:  # one that was left by everybody, or the engine is closing
-                return None
-            stuck = self._stuck()
-            stuck.__cause__ = error
-            return stuck
+            advances, seconds = self._steps.take(self._contexts())
+        except GenerationCancelledError:  # left by everybody, or the engine is closing
+            return None
         except Exception as error:
             return error
-        finally:
-            self._step = None
-        self._hand_out(advances, gate.now() - began)
+        self._hand_out(advances, seconds)
         return None
 
     def _contexts(self) -> list[Context]:
@@ -326,9 +297,6 @@ class Scheduler:
             return []
         calls = {sample.call: None for row, sample in self._rows.items() if not row.paused}
         return [call.context for call in calls if call.context is not None]
-
-    def _stuck(self) -> StepStuckError:
-        return StepStuckError("taking a step", f"it did not end in {self.step_timeout:g} s and was stopped")
 
     def _hand_out(self, advances: Iterable[Advance], seconds: float) -> None:
         read = written = rows = 0
@@ -368,10 +336,6 @@ class Scheduler:
             self._admission.rows = max(1, len(self._rows) - 1)
             self._grows_at = gate.now() + _REGROWS
         self._meter.shed(len(self._rows) - 1)
-        if isinstance(error, MemoryError):
-            told = RuntimeExhaustedError("taking a step", error)
-            told.__cause__ = error
-            error = told
         if sample.pushed or len(self._rows) == 1:
             self._fail(sample, error)
         else:

@@ -140,7 +140,8 @@ class AdaptiveBulkhead(Places):
             elif isinstance(exc, self.drops):
                 self._dropped += 1
                 self._estimator.observe(now, now - began, inflight, True)
-            limit = self._estimator.limit
+            if (limit := self._estimator.limit) != self.limit:
+                checks.count("the algorithm's limit", limit)  # at 0 no call would ever end and raise it
         except BaseException:  # from an algorithm of the user's; the place goes on all the same
             self._hand_over(now)
             raise
@@ -221,11 +222,15 @@ def _estimator(algorithm: Algorithm, initial_limit: int, min_limit: int, max_lim
     make = ALGORITHMS[algorithm] if isinstance(algorithm, str) else algorithm
     if not callable(make):
         raise TypeError(f"algorithm must be one of {', '.join(ALGORITHMS)} or make a Limit, got {algorithm!r}")
-    return make(
+    made = make(
         checks.count("initial_limit", initial_limit),
         checks.count("min_limit", min_limit),
         checks.count("max_limit", max_limit),
     )
+    if not (hasattr(made, "limit") and callable(getattr(made, "observe", None))):
+        raise TypeError(f"algorithm must make a Limit (limit, observe), but {algorithm!r} made {made!r}")
+    checks.count("the algorithm's limit", made.limit)
+    return made
 
 
 def _ramp(start: float, end: float) -> tuple[float, float]:
