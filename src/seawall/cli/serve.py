@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Self
 import anyio
 import anyio.to_thread
 
+from seawall.cli.generate import KV
 from seawall.cli.progress import Progress
 from seawall.inference.errors import InvalidSettingError
 
@@ -46,7 +47,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--api-key-env", metavar="NAME", help="variable that holds the API keys, separated by commas")
     model = parser.add_argument_group("the model")
     model.add_argument("--precision", help="of the weights (default: the model's usual one)")
-    model.add_argument("--kv", default="int8", help="of the key/value cache: fp32, int8, int4 (default: %(default)s)")
+    model.add_argument("--kv", help=KV)
     model.add_argument(
         "--context", type=_positive(int), default=2048, help="most tokens of a sequence (default: %(default)s)"
     )
