@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import gc
-import itertools
 import threading
 from datetime import timedelta
 
@@ -17,6 +16,7 @@ from seawall import Bulkhead, CircuitBreaker, CircuitOpenError, Pipeline, State,
 from seawall.aiobreakers import BridgedBreaker, CircuitBreakerError, to_seawall
 from seawall.core import gate
 from seawall.testing import AsyncScript, Script, after, no_leaks, run
+from tests.cancelling import CancelAt
 
 Theirs = aiobreaker.CircuitBreakerState
 DOWN = ConnectionError("down")
@@ -440,29 +440,6 @@ def test_storage_that_raises_is_logged_and_the_breaker_goes_on_alone(remote, cap
     fail(bank)
     refuse(bank)
     assert "no route to the storage" in caplog.text
-
-
-class CancelAt:
-    """Awaits `coro`, and has the task cancelled at its suspension number `step`."""
-
-    def __init__(self, coro, step):
-        self.coro, self.step, self.reached = coro, step, False
-
-    def __await__(self):
-        inner = self.coro.__await__()
-        task, send, value = asyncio.current_task(), inner.send, None
-        for step in itertools.count():
-            try:
-                future = send(value)
-            except StopIteration as stop:
-                return stop.value
-            if step == self.step:
-                self.reached = True
-                task.cancel()
-            try:
-                value, send = (yield future), inner.send
-            except BaseException as exc:
-                value, send = exc, inner.throw
 
 
 @pytest.mark.parametrize("outcome", ["ok", DOWN])

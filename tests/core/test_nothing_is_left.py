@@ -31,6 +31,7 @@ from seawall import (
     use_clock,
 )
 from seawall.testing import run
+from tests.cancelling import CancelAt
 
 call_id = contextvars.ContextVar("call_id", default=0)
 
@@ -163,36 +164,6 @@ def check_rest(guards):
             assert guard.snapshot().waiting == 0
         elif isinstance(guard, CircuitBreaker):
             assert guard.snapshot().probes == 0
-
-
-class CancelAt:
-    """Awaits `coro`, and has the task cancelled at its suspension number `step`."""
-
-    def __init__(self, coro, step, *, at_once):
-        self.coro, self.step, self.at_once, self.reached = coro, step, at_once, False
-
-    def __await__(self):
-        inner = self.coro.__await__()
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        send, value = inner.send, None
-        for step in itertools.count():
-            try:
-                future = send(value)
-            except StopIteration as stop:
-                return stop.value
-            finally:
-                value = None  # an error here and its traceback would be a cycle of our own
-            if step == self.step:
-                self.reached = True
-                if self.at_once:
-                    task.cancel()  # before the task has gone to sleep
-                else:
-                    loop.call_soon(task.cancel)
-            try:
-                value = yield future
-                send = inner.send
-            except BaseException as exc:
-                value, send = exc, inner.throw
 
 
 class OwnError(Exception):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
 
 
@@ -43,33 +42,6 @@ class Model:
 
     def close(self):
         self.closed += 1
-
-
-class CancelAt:
-    """Awaits a coroutine, and cancels the task at its `step`th await, or just after it began."""
-
-    def __init__(self, coro, step, *, at_once):
-        self.coro, self.step, self.at_once, self.reached = coro, step, at_once, False
-
-    def __await__(self):
-        inner = self.coro.__await__()
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        send, value = inner.send, None
-        for step in itertools.count():
-            try:
-                future = send(value)
-            except StopIteration as stop:
-                return stop.value
-            if step == self.step:
-                self.reached = True
-                if self.at_once:
-                    task.cancel()
-                else:
-                    loop.call_soon(task.cancel)
-            try:
-                value, send = (yield future), inner.send
-            except BaseException as exc:
-                value, send = exc, inner.throw
 
 
 async def awaiting(awaitable):

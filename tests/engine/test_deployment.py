@@ -38,7 +38,8 @@ from seawall.inference.errors import (
 )
 from seawall.testing import capture_events, no_leaks
 from seawall.testing import run as in_virtual_time
-from tests.engine.standing import CancelAt, Model, awaiting, until
+from tests.cancelling import CancelAt
+from tests.engine.standing import Model, awaiting, until
 from tests.inference import onnx_models as models
 
 LIBRARIES = pytest.mark.parametrize("library", ["asyncio", "trio"])

@@ -21,7 +21,8 @@ from seawall.inference.errors import (
     RuntimeDeviceError,
 )
 from seawall.testing import capture_events, no_leaks
-from tests.engine.standing import CancelAt, Model, awaiting
+from tests.cancelling import CancelAt
+from tests.engine.standing import Model, awaiting
 from tests.inference import onnx_models as models
 
 LOST = RuntimeDeviceError("running the model", "DeviceReset")

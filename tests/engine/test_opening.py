@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import itertools
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from seawall import Engine
 from seawall.engine import EngineClosedError
 from seawall.engine.worker import Worker
 from seawall.inference.errors import DecoderClosedError
+from tests.cancelling import CancelAt
 
 NAME = "pretended"
 
@@ -287,33 +287,6 @@ def test_closing_while_it_opens_is_told_to_all_who_wait():
 
     asyncio.run(main())
     assert not threads()
-
-
-class CancelAt:
-    """Awaits `coro`, and has the task cancelled at its suspension number `step`, before or after it went to sleep."""
-
-    def __init__(self, coro, step, *, at_once):
-        self.coro, self.step, self.at_once, self.reached = coro, step, at_once, False
-
-    def __await__(self):
-        inner = self.coro.__await__()
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        send, value = inner.send, None
-        for step in itertools.count():
-            try:
-                future = send(value)
-            except StopIteration as stop:
-                return stop.value
-            if step == self.step:
-                self.reached = True
-                if self.at_once:
-                    task.cancel()
-                else:
-                    loop.call_soon(task.cancel)
-            try:
-                value, send = (yield future), inner.send
-            except BaseException as exc:
-                value, send = exc, inner.throw
 
 
 async def opened_and_closed(engine):

@@ -25,7 +25,8 @@ from seawall.engine.serving import Serving
 from seawall.inference.errors import InvalidInputError, RuntimeDeviceError
 from seawall.policies.circuit_breaker import State
 from seawall.testing import capture_events, no_leaks, virtual_time
-from tests.engine.standing import CancelAt, Model, awaiting
+from tests.cancelling import CancelAt
+from tests.engine.standing import Model, awaiting
 
 LOST = RuntimeDeviceError("running the model", "DeviceReset")
 

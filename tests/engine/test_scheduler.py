@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import contextvars
 import gc
-import itertools
 import threading
 from dataclasses import replace
 
@@ -37,6 +36,7 @@ from seawall.inference.errors import (
     RuntimeExhaustedError,
     RuntimeFailure,
 )
+from tests.cancelling import CancelAt
 
 from .fake_rows import Decoder, Rows
 
@@ -579,29 +579,6 @@ def test_a_reader_whose_event_loop_is_gone_gives_its_row_back_though_somebody_ho
     anyio.run(until, lambda: not rows.active)
     engine.close()
     del held
-
-
-class CancelAt:
-    """Awaits `coro`, and has the task cancelled at its suspension number `step`."""
-
-    def __init__(self, coro, step):
-        self.coro, self.step, self.reached = coro, step, False
-
-    def __await__(self):
-        inner = self.coro.__await__()
-        task, send, value = asyncio.current_task(), inner.send, None
-        for step in itertools.count():
-            try:
-                future = send(value)
-            except StopIteration as stop:
-                return stop.value
-            if step == self.step:
-                self.reached = True
-                task.cancel()
-            try:
-                value, send = (yield future), inner.send
-            except BaseException as exc:
-                value, send = exc, inner.throw
 
 
 def test_a_cancellation_at_every_await_in_turn_leaves_no_row_and_no_place_in_the_queue(build):
