@@ -50,3 +50,22 @@ def test_a_policy_that_is_gone_leaves_nothing_behind():
         Bulkhead("registry-passing", max_concurrent=1)
     gc.collect()
     assert len(registry._entries) == before
+
+
+def test_policies_that_the_collector_frees_while_somebody_looks_are_no_error():
+    gc.collect()
+    gc.disable()
+    thresholds = gc.get_threshold()
+    try:
+        held = [Bulkhead("registry-looked-at", max_concurrent=1) for _ in range(5000)]
+        for _ in range(50):
+            cycle = [Bulkhead("registry-in-a-cycle", max_concurrent=1)]
+            cycle.append(cycle)
+        del cycle
+        gc.set_threshold(gc.get_count()[0] + 100, 1, 1)  # until 3.12 whoever allocates the hundredth object sets it off
+        gc.enable()
+        assert len(mine({"registry-looked-at"})) == len(held)
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.enable()
+    assert mine({"registry-in-a-cycle"}) == []

@@ -40,8 +40,11 @@ def register(policy: object) -> None:
 
 def numbered() -> Iterator[tuple[int, object]]:
     """Every live policy with a number of its own, which no other gets after it."""
-    for number, reference in list(_entries.items()):
-        policy = reference()
+    for number in list(
+        _entries
+    ):  # not `items()`: that makes tuples, which may set off the collector, which pops entries
+        reference = _entries.get(number)
+        policy = reference() if reference is not None else None
         if policy is not None:
             yield number, policy
 
