@@ -319,6 +319,7 @@ async def test_memory_for_hosts_has_an_end(client):
         for port in range(10):
             with pytest.raises(httpx.HTTPError):
                 await calls.request("GET", f"http://127.0.0.1:{port + 1}/")
+    gc.collect()  # on Python 3.13 httpcore's errors are cycles, and who is in one is in use
     assert all(len(guard) <= 3 for guard in policies.guards.members)
     assert len(policies.retry) <= 3
 
