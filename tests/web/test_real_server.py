@@ -7,44 +7,16 @@ import http.client
 import json
 import socket
 import threading
-from contextlib import contextmanager
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
 from seawall import Bulkhead, CircuitBreaker
 from seawall.web import SeawallMiddleware, SeawallWSGIMiddleware
-
-
-@contextmanager
-def served(app):
-    """The port of a running uvicorn."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(16)  # who comes before the server is up waits
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        listener.close()
-
-
-def get(port, path="/", **headers):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
-        answer = connection.getresponse()
-        return answer.status, dict(answer.getheaders()), answer.read()
-    finally:
-        connection.close()
+from tests.web.servers import get, uvicorn_serves
 
 
 def starlette(endpoint, **settings):
@@ -59,7 +31,7 @@ def test_uvicorn_sends_a_refusal_as_a_well_formed_answer():
     async def endpoint(request):
         return PlainTextResponse("ok")
 
-    with served(starlette(endpoint, policies=[full])) as port:
+    with uvicorn_serves(starlette(endpoint, policies=[full])) as port:
         with full.scope():
             status, headers, body = get(port)
         assert get(port)[::2] == (200, b"ok")
@@ -79,7 +51,7 @@ def test_uvicorn_cancels_a_handler_in_its_clients_time():
             cancelled.set()
             raise
 
-    with served(starlette(endpoint, timeout=30.0)) as port:
+    with uvicorn_serves(starlette(endpoint, timeout=30.0)) as port:
         status, _, body = get(port, x_envoy_expected_rq_timeout_ms="50")
     assert status == 504
     assert json.loads(body)["code"] == "deadline_exceeded"
@@ -100,7 +72,7 @@ def test_a_real_client_that_hangs_up_frees_its_place(request_line):
         finally:
             left.set()
 
-    with served(starlette(endpoint, policies=[front, places])) as port:
+    with uvicorn_serves(starlette(endpoint, policies=[front, places])) as port:
         connection = socket.create_connection(("127.0.0.1", port), timeout=10)
         body = b"hello" if request_line == "POST" else b""
         head = f"{request_line} / HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -125,7 +97,7 @@ def test_a_stream_arrives_piece_by_piece():
 
         return StreamingResponse(pieces(), media_type="text/event-stream")
 
-    with served(starlette(endpoint, timeout=10.0)) as port:
+    with uvicorn_serves(starlette(endpoint, timeout=10.0)) as port:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         connection.request("GET", "/")
         answer = connection.getresponse()
