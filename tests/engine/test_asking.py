@@ -115,3 +115,10 @@ def test_a_forked_child_is_refused_at_once_and_may_open_the_engine_anew():
     )
     assert ["refused", "ab", "0 ab"] == done.stdout.splitlines(), done.stderr
     assert "" == done.stderr
+
+
+@pytest.mark.parametrize(("name", "error"), [("", ValueError), ("a\nb", ValueError), (3, TypeError)])
+def test_a_name_that_labels_nothing_is_refused_whatever_the_policies(name, error):
+    for policies in (None, ()):
+        with pytest.raises(error, match="a model's name must be"):
+            Engine(lambda: None, name=name, policies=policies)

@@ -120,7 +120,7 @@ class Engine:
         adjust: Callable[[AnswerSettings], AnswerSettings] | None = None,
         listeners: Iterable[Listener] = (),
     ) -> None:
-        self.name = name
+        self.name = checks.name("model", name)
         self.policies = tuple(_default_policies(name) if policies is None else policies)
         self.rows = checks.count("rows", rows)
         self.cache_bytes = None if cache_bytes is None else checks.count("cache_bytes", cache_bytes)
