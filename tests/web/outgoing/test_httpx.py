@@ -23,6 +23,7 @@ from seawall import (
 )
 from seawall.web.outgoing import HostPolicies, host_policies
 from seawall.web.outgoing.httpx import AsyncSeawallTransport, SeawallTransport
+from tests.cancelling import CancelAt
 from tests.web.outgoing.faulty import serving
 
 
@@ -310,7 +311,23 @@ async def test_a_hedges_loser_that_answers_all_the_same_is_closed():
                 assert (await calls.request("GET", server.url)).content == b"ok"
             places = at(policies, server.host, "bulkhead")
             await emptied(places)
-            assert all(connection.is_idle() for connection in calls.transport._pool.connections)
+            connections = calls.transport._pool.connections
+            assert all(one.is_idle() or one.is_closed() for one in connections)  # closed ones go at the next request
+
+
+async def test_a_request_that_is_cancelled_at_any_await_leaves_no_connection_busy():
+    reached, step = True, 0
+    while reached:
+        policies = quick(attempts=1)
+        async with Async(policies) as calls:
+            with serving("ok") as server:
+                request = CancelAt(calls.request("GET", server.url), step)
+                await asyncio.wait([task := asyncio.ensure_future(request)])
+                assert task.cancelled() or not request.reached
+                await emptied(at(policies, server.host, "bulkhead"))
+                assert all(one.is_idle() or one.is_closed() for one in calls.transport._pool.connections), step
+                reached, step = request.reached, step + 1
+    assert step > 5
 
 
 async def test_memory_for_hosts_has_an_end(client):

@@ -90,7 +90,11 @@ class AsyncSeawallTransport(httpx.AsyncBaseTransport):
             if drained:
                 await _drain(response)
         except BaseException as exc:
-            held.fail(exc)
+            try:
+                if not isinstance(exc, (Exception, GeneratorExit)):
+                    await _to_its_end(lambda: _close_orphans(self.transport))
+            finally:
+                held.fail(exc)
             raise
         if drained:
             held.leave(None, response)
@@ -274,6 +278,18 @@ class _Stream(_Body, httpx.SyncByteStream):
             self._stream.close()
         finally:
             self._leave()
+
+
+async def _close_orphans(transport: httpx.AsyncBaseTransport) -> None:
+    """Close connections that a cancelled request made and never used.
+
+    Cancelled between connecting and sending, httpcore 1.0 keeps them in its pool as new, busy for ever.
+    """
+    pool = getattr(transport, "_pool", None)
+    taken = [getattr(request, "connection", None) for request in getattr(pool, "_requests", ())]
+    for connection in list(getattr(pool, "connections", ())):
+        if not any(connection is one for one in taken) and ", NEW," in connection.info():
+            await connection.aclose()
 
 
 async def _drain(response: httpx.Response) -> None:
