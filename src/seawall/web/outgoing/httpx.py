@@ -256,7 +256,7 @@ class _AsyncStream(_Body, httpx.AsyncByteStream):
     async def aclose(self) -> None:
         assert isinstance(self._stream, httpx.AsyncByteStream)
         try:
-            await self._stream.aclose()
+            await _to_its_end(self._stream.aclose)
         finally:
             self._leave()
 
@@ -298,7 +298,7 @@ async def _drain(response: httpx.Response) -> None:
     try:
         body = b"".join([piece async for piece in response.stream])
     finally:
-        await response.stream.aclose()
+        await _to_its_end(response.stream.aclose)
     response.stream = httpx.ByteStream(body)
 
 
