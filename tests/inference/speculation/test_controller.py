@@ -4,6 +4,8 @@ import random
 import statistics
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from seawall.inference.generate.speculation import Controller, Costs, Pace, Plan, Proposal
 from tests.inference.speculation.simulation import PACE, best, simulate
@@ -133,10 +135,29 @@ def test_plain_passes_may_be_told_one_by_one_or_together():
     assert together.plan([[Proposal(1)] * 16], 16) == alone.plan([[Proposal(1)] * 16], 16)
 
 
-def test_a_first_token_that_nothing_after_it_can_make_up_for_promises_nothing():
-    assert controller(chances=((0.9,),)).promises(0, 0)
-    assert not controller(chances=((0.01,),)).promises(0, 0)
-    assert controller(chances=((0.01,),), length=4).promises(0, 0)
+def test_a_drafter_is_asked_for_one_token_where_nothing_after_it_can_make_up_for_it():
+    def asked(chance, **settings):
+        return len(controller(chances=((chance,),), **settings).useful(0, iter([Proposal(1)] * 16)))
+
+    assert asked(0.9) > 1
+    assert asked(0.01) == 1
+    assert asked(0.01, length=4) == 16  # its user has decided
+    assert controller().useful(0, iter([])) == []
+
+
+@given(
+    chances=st.lists(st.floats(0, 0.97), min_size=4, max_size=4),
+    strengths=st.lists(st.integers(0, 3), max_size=16),
+    won=st.integers(0, 6),
+)
+def test_what_a_drafter_is_not_asked_for_would_be_in_no_plan(chances, strengths, won):
+    one = controller(chances=(chances,))
+    for _ in range(won):
+        one.learn(Plan(0, 4), 4, 5, 0.0, one.costs.verify(5))
+    offer = [Proposal(token, strength) for token, strength in enumerate(strengths)]
+    useful = one.useful(0, iter(offer))
+    assert useful == offer[: len(useful)]
+    assert one.plan([useful], 16) == one.plan([offer], 16)
 
 
 def test_of_several_drafters_the_one_that_gains_most_drafts():

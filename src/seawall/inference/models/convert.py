@@ -21,7 +21,7 @@ from .cache import MANIFEST, cache_folder, locked, publishing, read_verified, sh
 from .catalogue import CATALOGUE
 from .fetch import Progress, locate, locate_files, silent
 
-FORMAT = 2  # of Llamas; raise it whenever the graph, the packing or the tokenizer of the same source changes
+FORMAT = 3  # of Llamas; raise it whenever the graph, the packing or the tokenizer of the same source changes
 PRECISIONS = ("int8", "int8-block32", "int4", "int4-rtn", "fp8-e4m3", "fp8-e5m2", "fp32")
 _OTHER_PRECISIONS = {"sentence-encoder": ("fp32",), "onnx": ("original",)}
 _END_TOKENS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")

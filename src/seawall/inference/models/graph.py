@@ -81,6 +81,9 @@ def write_graph(
     with (folder / WEIGHTS).open("wb") as file:
         writer = _LlamaWriter(file, config, recipe)
         writer.rotary()
+        if recipe.lossless:
+            writer.tensor("in_blocks", np.array([0, 0, -1, BLOCK], dtype=np.int64))
+            writer.tensor("last_axis", np.array([3], dtype=np.int64))
         embedding = writer.embedding(gguf)
         hidden = "embedded"
         weights = layer_weights(gguf, config, 0, blocks=recipe.lossless)
@@ -205,7 +208,8 @@ class _LlamaWriter(OnnxWriter):
         output = f"{name}.y"
         if isinstance(matrix, Blocks):
             repeated = copies(matrix.scales.shape[1])
-            means = self.node("AveragePool", [source], f"{name}.means", kernel_shape=[BLOCK], strides=[BLOCK])
+            blocks = self.node("Reshape", [source, "in_blocks"], f"{name}.blocks")
+            means = self.node("ReduceMean", [blocks, "last_axis"], f"{name}.means", keepdims=0)
             extended = self.node("Concat", [source, *[means] * repeated], f"{name}.x", axis=-1)
             return self._packed(name, extended, adopt_q4(matrix), output)
         if self._recipe.float8:

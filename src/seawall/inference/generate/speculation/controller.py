@@ -9,7 +9,7 @@ per second over all rounds (Dinkelbach's method for fractional programs).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from .costs import Costs
@@ -107,11 +107,25 @@ class Controller:
                     best, gain = Plan(drafter, length if self.free[drafter] else affordable), found
         return self._experiment(offers, most) if best.drafter is None else best
 
-    def promises(self, drafter: int, strength: int) -> bool:
-        """Whether a draft that begins with a proposal of this strength pays if all goes well after it."""
+    def useful(self, drafter: int, proposals: Iterator[Proposal]) -> list[Proposal]:
+        """What a free drafter proposes, as far as any plan would use it: the rest is not asked for.
+
+        The first token alone where nothing that may follow could make up for it, and none behind one that is reached,
+        and right, too seldom to pay for its place in a pass: chances only fall along a draft.
+        """
         if self._length is not None:
-            return True
-        return self._outlook(drafter, [self.chance(drafter, strength)] + [_HOPE] * (self._most - 1))[1] > 0
+            return list(proposals)
+        least = self._price(drafter) / self._pace()
+        offer: list[Proposal] = []
+        survival = 1.0
+        for proposal in proposals:
+            offer.append(proposal)
+            survival *= self.chance(drafter, proposal.strength)
+            if survival < least:
+                break
+            if len(offer) == 1 and self._outlook(drafter, [survival, *[_HOPE] * (self._most - 1)])[1] <= 0:
+                break
+        return offer
 
     def another(self, plan: Plan, survival: float, drafted: int) -> bool:
         """Whether one more token is worth its price; `survival` is the chance that all before it are accepted."""
@@ -121,8 +135,7 @@ class Controller:
             return False
         if self.free[drafter] or self._length is not None or plan.experiment:
             return True
-        price = self.costs.draft(drafter) + self.costs.verify(3) - self.costs.verify(2)
-        return survival * self._typical[drafter].chance * self._pace() > price
+        return survival * self._typical[drafter].chance * self._pace() > self._price(drafter)
 
     def score(self, drafter: int, strength: int, hit: bool) -> None:
         """A proposal whose turn came was what the target said, or was not."""
@@ -192,6 +205,10 @@ class Controller:
         base, more = self.costs.verify(2), self.costs.verify(3) - self.costs.verify(2)
         price = self.costs.draft(drafter) + more
         return min(most, max(0, int((stake + self.costs.plain() - base + more) / price)))
+
+    def _price(self, drafter: int) -> float:
+        """Seconds that one more drafted token takes, its place in the pass included."""
+        return self.costs.draft(drafter) + self.costs.verify(3) - self.costs.verify(2)
 
     def _pace(self) -> float:
         """Seconds a token takes at present: never more than a plain pass."""

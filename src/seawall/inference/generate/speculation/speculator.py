@@ -114,7 +114,10 @@ class Speculator:
         begun = self._clock()
         self._late = 0.0
         turn = self._turn(options)
-        offers = [self._offer(index, turn) if free else None for index, free in enumerate(self._free)]
+        offers = [
+            self._controller.useful(index, self._proposals(index, turn)) if free else None
+            for index, free in enumerate(self._free)
+        ]
         plan = self._controller.plan(offers, room - 1)
         draft = self._draft(plan, offers, turn) if plan.drafter is not None else ()
         return Attempt(plan, offers, draft, self._clock() - begun, self._late)
@@ -192,13 +195,6 @@ class Speculator:
                     f"the model's: an int from 0 to {self._vocabulary - 1}"
                 )
             yield proposal
-
-    def _offer(self, drafter: int, turn: Turn) -> list[Proposal]:
-        """What a free drafter proposes; its first token alone where nothing that may follow could make up for it."""
-        proposals = self._proposals(drafter, turn)
-        if (first := next(proposals, None)) is None:
-            return []
-        return [first, *proposals] if self._controller.promises(drafter, first.strength) else [first]
 
     def _draft(self, plan: Plan, offers: Sequence[Sequence[Proposal] | None], turn: Turn) -> list[Proposal]:
         assert plan.drafter is not None
