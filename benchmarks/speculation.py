@@ -52,7 +52,7 @@ PROMPTS = Path(__file__).with_name("speculation_prompts.json")
 PLOT = Path(__file__).parents[1] / "docs/img/speculation-divergence.svg"
 ROUNDS = 3
 QUICK_ROUNDS = 21  # of targets whose answers take half a second: one answer's rate varies by 3 %, and the worst of ten
-# medians of nine such rates lay 0.01 to 0.02 below what it is in the long run
+# medians of nine such rates lies up to 0.02 below what it is in the long run
 TOKENS = 96
 TURN = 6
 PEERS = {  # name of the figures: plain, speculative, form of the model

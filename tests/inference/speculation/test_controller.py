@@ -60,8 +60,8 @@ def test_an_answer_of_fifty_tokens_loses_at_most_a_thirtieth_to_a_drafter_that_i
     assert min(speedups(lambda _: 0.0, cost=cost, tokens=50)) >= 0.966
 
 
-def test_an_answer_of_twenty_tokens_loses_no_more_to_a_free_drafter_that_is_always_wrong():
-    assert min(speedups(lambda _: 0.0, tokens=20)) >= 0.966
+def test_an_answer_of_twenty_tokens_loses_less_to_a_free_drafter_that_is_always_wrong():
+    assert min(speedups(lambda _: 0.0, tokens=20)) >= 0.975
 
 
 def test_a_drafter_that_is_right_only_while_nobody_asks_loses_a_hundredth_of_an_answer_however_long():

@@ -18,7 +18,7 @@ from .drafter import Proposal
 _MEMORY = 0.97  # of what was seen: about the last 33 proposals of a class
 _PRIOR = 4.0  # proposals that the drafter's own expectation counts for
 _ALLOWANCE = 0.01  # share of the time that speculation may lose against plain decoding
-_GRACE = 0.35  # plain passes that it may lose besides, so that it can begin at all; a short answer loses hardly more
+_GRACE = 0.25  # plain passes that it may lose besides, so that it can begin at all; a short answer loses hardly more
 _GRACE_PAID = 0.6  # the same for a drafter that costs, whose first token would not be paid for by less
 _FADES = 0.995  # of a gain, what is left a round later: what was won long ago is no excuse for losing now
 _WORST = 1.5  # times what a round should have taken
