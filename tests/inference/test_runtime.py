@@ -221,3 +221,7 @@ def test_a_runtime_that_cannot_hand_its_log_over_says_so(monkeypatch):
     monkeypatch.delattr(ort._ort, "set_default_logger_callback")
     with pytest.raises(errors.RuntimeMisuseError, match=r"1\.32 has"):
         ort.log_runtime()
+
+
+def test_a_run_tells_its_graph_id_which_costs_an_exception_where_it_is_missing():
+    assert ort.run_options().get_run_config_entry("gpu_graph_id") == "0"
