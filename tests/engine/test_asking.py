@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from seawall import Engine
 from seawall.engine import AnswerSettings
 from seawall.inference import Regex
-from seawall.inference.errors import InvalidPromptError, InvalidSettingError
+from seawall.inference.errors import InvalidPromptError, InvalidSettingError, PromptTooLongError
 
 from .fake_rows import Decoder, Rows
 
@@ -42,6 +43,14 @@ def test_a_wrong_setting_is_refused_when_it_is_given_greedy_or_not(setting, says
         AnswerSettings(**setting)
 
 
+def test_a_tenant_is_the_same_whatever_kind_of_string_it_comes_as():
+    class Tenant(enum.StrEnum):  # whose hashes are not those of the strings
+        ACME = "acme"
+
+    assert type(AnswerSettings(tenant=Tenant.ACME).tenant) is str
+    assert AnswerSettings(tenant=Tenant.ACME).tenant == "acme"
+
+
 def test_each_sample_draws_with_a_seed_of_its_own():
     settings = AnswerSettings(temperature=0.5, seed=0)
     assert [0, 1, 2] == [settings.sampling(index).seed for index in range(3)]
@@ -57,15 +66,42 @@ async def test_what_is_no_prompt_is_refused_and_not_held_against_the_model(promp
         assert engine.policies[0].snapshot().failures == 0
 
 
+async def test_far_too_many_tokens_are_refused_by_their_number_alone():
+    async with Engine(lambda: Decoder(Rows(1)), name="asking") as engine:
+        with pytest.raises(PromptTooLongError, match="has 1000000000000 tokens"):
+            await engine.generate(range(10**12), chat=False)
+
+
 async def test_a_setting_that_does_not_exist_is_a_type_error_at_the_call():
     with pytest.raises(TypeError, match="temprature"):
         Engine(lambda: Decoder(Rows(1))).stream("why", temprature=0.5)
 
 
-@pytest.mark.parametrize(("setting", "says"), [({"load": 3}, "load must be"), ({"adjust": 3}, "adjust must be")])
+async def nothing(*settings):
+    """Is no plain function."""
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"load": 3}, "load must be a plain function, got 3"),
+        ({"load": nothing}, "load must be a plain function"),
+        ({"adjust": 3}, "adjust must be a plain function of AnswerSettings"),
+        ({"adjust": nothing}, "its answer would never be awaited"),
+    ],
+)
 def test_what_is_no_function_is_refused_when_the_engine_is_made(setting, says):
     with pytest.raises(TypeError, match=says):
         Engine(**{"load": lambda: Decoder(Rows(1)), **setting})
+
+
+@pytest.mark.parametrize("given", [None, 5, "smollm2-135m"])
+async def test_a_load_that_gives_no_decoder_hears_so_as_the_engine_is_opened(given):
+    engine = Engine(lambda: given, name="asking")
+    for _ in range(2):
+        with pytest.raises(TypeError, match=f"what load returns must be a model, which has close.., got {given!r}"):
+            await engine.open()
+    engine.close()
 
 
 async def test_a_hook_that_forgets_to_return_the_settings_hears_so():

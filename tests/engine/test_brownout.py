@@ -117,6 +117,12 @@ def test_a_stream_stays_with_the_model_that_began_it_and_is_closed_with_it():
     assert asyncio.run(main()) == ["ax", "ay", "bx"]
 
 
+@pytest.mark.parametrize("models", [(None, Model()), (Model(), None)])
+def test_what_is_no_model_is_refused_at_once(models):
+    with pytest.raises(TypeError, match="must be a model, which has close"):
+        Downgrade("scores", *models)
+
+
 def test_both_models_are_warmed_up_and_named_in_the_ladder():
     usual, cheaper = Model("a"), Model("b")
     scores = Downgrade("scores", usual, cheaper)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
+from datetime import timedelta
 
 import anyio
 import pytest
 
 from seawall import CircuitOpenError, FallbackFailed, FallbackUsed, Rejected
-from seawall.engine import failover
+from seawall.engine import Deployment, Replicas, Supervised, failover
 from seawall.engine.failover import Failover
 from seawall.inference import Backend
 from seawall.inference.errors import (
@@ -164,6 +166,67 @@ def test_cancelled_at_every_await_nothing_is_left_and_the_next_call_is_answered(
 
     with no_leaks():
         assert asyncio.run(main()) >= 2
+
+
+class Async(Model):
+    """Is warmed up and drained on the event loop, as an engine is."""
+
+    async def warm_up(self):
+        await asyncio.sleep(0)
+
+    async def drain(self, *seconds):
+        await asyncio.sleep(0)
+        return True
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda: Failover("scores", Async(), Async()).warm_up(),
+        lambda: Failover("scores", Async(), Async()).drain(),
+        lambda: Deployment("scores", Async()).swap(Async, probation=None),
+        lambda: Supervised("scores", Async).open(),
+    ],
+    ids=["warm_up", "drain", "swap", "open"],
+)
+def test_cancelled_at_every_await_no_coroutine_of_a_model_is_left_unawaited(at_once, begin):
+    async def main():
+        reached, step = True, 0
+        while reached:
+            life = CancelAt(begin(), step, at_once=at_once)
+            await asyncio.wait([asyncio.ensure_future(awaiting(life))])
+            reached, step = life.reached, step + 1
+        return step
+
+    assert asyncio.run(main()) >= 2
+    gc.collect()  # it warns when a coroutine goes, and that fails the test
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error"), [(float("nan"), ValueError), (-1.0, ValueError), ("5", TypeError), (True, TypeError)]
+)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Failover("scores", Async(), Async()),
+        lambda: Deployment("scores", Async()),
+        lambda: Supervised("scores", Async).open_sync(),
+        lambda: Replicas("scores", {"a": Async()}),
+    ],
+    ids=["failover", "deployment", "supervised", "replicas"],
+)
+def test_a_drain_of_no_seconds_is_refused_and_has_not_begun(make, seconds, error):
+    scores = make()
+    drains = [lambda: asyncio.run(scores.drain(seconds))]
+    if hasattr(scores, "drain_sync"):
+        drains.append(lambda: scores.drain_sync(seconds))
+    for drain in drains:
+        with pytest.raises(error, match="timeout must be"):
+            drain()
+        assert "a" == scores.run_sync({})["y"]
+    assert asyncio.run(scores.drain(timedelta(seconds=1)))
+    scores.close()
 
 
 @pytest.mark.parametrize("library", ["asyncio", "trio"])

@@ -462,6 +462,52 @@ def test_cancelled_at_every_await_each_place_and_probe_comes_back(at_once, way):
         assert virtual_time.run(main()) >= 2
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_cancelled_as_the_block_ends_the_models_are_closed_all_the_same(at_once):
+    async def used(replicas):
+        async with replicas:
+            pass
+
+    async def main():
+        reached, step = True, 0
+        while reached:
+            model = Model("a")
+            life = CancelAt(used(of(model)), step, at_once=at_once)
+            await asyncio.wait([asyncio.ensure_future(awaiting(life))])
+            reached, step = life.reached, step + 1
+            assert 1 == model.closed
+        return step
+
+    with no_leaks():
+        assert asyncio.run(main()) >= 2
+
+
+class Deaf(LeastLoaded):
+    """A user's rule that raises."""
+
+    def heard(self, standing, seconds, now):
+        raise LookupError("a bug in somebody's rule")
+
+
+@pytest.mark.parametrize("way", ["run", "run_sync", "stream"])
+def test_a_rule_that_raises_is_heard_and_the_place_comes_back(way):
+    replicas = of(Timed("a"), rule=Deaf(), breaker=breaker)
+
+    async def streamed():
+        return [piece async for piece in replicas.iterate(lambda model: model.stream("xyz"))]
+
+    ask = {
+        "run": lambda: virtual_time.run(replicas.run({})),
+        "run_sync": lambda: replicas.run_sync({}),
+        "stream": lambda: virtual_time.run(streamed()),
+    }
+    with replicas:
+        with pytest.raises(LookupError, match="somebody's rule"):
+            ask[way]()
+        assert 0 == replicas.gauges()["active"]
+        assert replicas.drain_sync(0)
+
+
 def test_attempts_of_a_hedge_and_of_a_retry_go_apart():
     async def main():
         slow, quick = Timed("slow", seconds=5.0), Timed("quick", seconds=0.1)

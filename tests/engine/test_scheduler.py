@@ -8,6 +8,8 @@ import contextvars
 import gc
 import threading
 from dataclasses import replace
+from datetime import timedelta
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -27,7 +29,8 @@ from seawall.engine import (
     StepStuckError,
     opening,
 )
-from seawall.engine.calls import READ_AHEAD
+from seawall.engine.calls import READ_AHEAD, Call, Sample
+from seawall.engine.stepping import Together
 from seawall.inference.errors import (
     EmptyPromptError,
     InvalidSettingError,
@@ -198,6 +201,19 @@ async def test_a_run_for_nobody_is_stopped_at_once_and_one_for_others_is_not(bui
         await until(lambda: not rows.active)
 
 
+@pytest.mark.parametrize(("paused", "stopped"), [(True, True), (False, False)])
+def test_a_run_is_for_nobody_else_where_all_others_are_paused(paused, stopped):
+    class Batch:
+        active = left, _ = SimpleNamespace(name="left", paused=False), SimpleNamespace(name="stays", paused=paused)
+
+        def step(self, options):
+            together.interrupt([self.left])
+            return options.terminate
+
+    together = Together(Batch())
+    assert together.step() is stopped
+
+
 async def test_who_is_cancelled_in_the_queue_leaves_it(build):
     rows = Rows(1)
     async with build(rows) as engine, anyio.create_task_group() as tasks:
@@ -301,7 +317,9 @@ async def test_python_s_own_lack_of_memory_is_told_as_the_model_s_and_the_next_c
 async def test_where_two_rows_hang_alone_the_others_are_not_tried(build, clock):
     rows = Rows(4)
     async with build(rows, step_timeout=30.0) as engine, anyio.create_task_group() as tasks:
-        ends = await held(rows, tasks, engine, "a", "b@", "c@", "d@", max_tokens=40)
+        ends = await held(rows, tasks, engine, "a", max_tokens=40)
+        for prompt in ("b@", "c@", "d@"):  # later, for a first run of one of them would end it there
+            tasks.start_soon(ask, engine, ends, prompt, {"max_tokens": 40})
         await until(lambda: engine.snapshot().waiting + engine.snapshot().running == 4)
         rows.go.set()
         scheduler = engine._running()[2]
@@ -360,6 +378,32 @@ async def test_an_engine_whose_step_can_not_even_be_stopped_is_given_up(build, c
         with pytest.raises(StepStuckError):
             await engine.generate("no use")
         rows.go.set()  # or the thread stays for ever, and closing takes a second
+
+
+async def test_draining_an_engine_that_is_given_up_ends_though_its_thread_never_does(build, clock):
+    rows = Rows(4)
+    async with build(rows, step_timeout=30.0) as engine:
+        async with anyio.create_task_group() as tasks:
+            await held(rows, tasks, engine, "hangs#", max_tokens=4)
+            clock.now += 30.0
+            engine._running()[2].watch()
+            clock.now += 30.0
+            with pytest.raises(StepStuckError):
+                engine._running()[2].watch()
+            with anyio.fail_after(20):
+                assert await engine.drain()
+        rows.go.set()
+
+
+async def test_draining_watches_a_step_that_nobody_else_waits_for(build):
+    rows = Rows(4)
+    async with build(rows, step_timeout=0.02) as engine:
+        async with anyio.create_task_group() as tasks:
+            await held(rows, tasks, engine, "hangs#", max_tokens=4)
+            tasks.cancel_scope.cancel()
+        with anyio.fail_after(20):
+            assert await engine.drain()
+        rows.go.set()
 
 
 async def test_a_thread_that_dies_is_told_to_all(build):
@@ -500,6 +544,112 @@ async def test_draining_finishes_what_is_there_and_refuses_the_rest(build):
         assert await engine.drain()
         assert not rows.active
     assert ends == {"runs": "run", "waits": "wai"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error"), [(float("nan"), ValueError), (-1, ValueError), ("5", TypeError), (True, TypeError)]
+)
+async def test_a_drain_of_no_seconds_is_refused_and_has_not_begun(build, seconds, error):
+    async with build(Rows(1)) as engine:
+        with pytest.raises(error, match="timeout must be"):
+            await engine.drain(seconds)
+        assert (await engine.generate("ab", max_tokens=2)).text == "ab"
+        assert await engine.drain(timedelta(seconds=20))
+
+
+async def test_drains_that_were_cut_short_leave_nothing_behind(build):
+    rows = Rows(1)
+    async with build(rows) as engine, anyio.create_task_group() as tasks:
+        await held(rows, tasks, engine, "runs", max_tokens=3)
+        for _ in range(3):
+            assert not await engine.drain(0)
+        assert engine._running()[2]._idle._sleepers == []
+        rows.go.set()
+
+
+async def test_a_step_timeout_of_centuries_closes_too(build):
+    rows = Rows(1)
+    async with anyio.create_task_group() as tasks, build(rows, step_timeout=1e10) as engine:
+        ends = await held(rows, tasks, engine, "runs", max_tokens=3)
+    assert isinstance(ends["runs"], EngineClosedError)
+
+
+async def test_a_row_that_can_not_be_let_go_harms_no_other(build, caplog):
+    class Sticky(Rows):
+        def leave(self, row):
+            super().leave(row)
+            raise LookupError("a bug in somebody's drafter, as it closes")
+
+    async with build(Sticky(2)) as engine:
+        async with contextlib.aclosing(engine.stream("left", max_tokens=100)) as pieces:
+            await anext(pieces)
+        assert (await engine.generate("next", max_tokens=4)).text == "next"
+        assert engine.snapshot().running == 0
+    assert "somebody's drafter" in caplog.text
+
+
+async def test_one_that_can_not_be_looked_at_for_lack_of_memory_ends_alone(build):
+    class Short(Rows):
+        def fits(self, wanted):
+            if "big" in "".join(map(chr, wanted.prompt)):
+                raise MemoryError
+            return super().fits(wanted)
+
+    async with build(Short(2)) as engine:
+        with pytest.raises(MemoryError):
+            await engine.generate("big")
+        assert (await engine.generate("ok", max_tokens=2)).text == "ok"
+
+
+def test_a_piece_that_fills_its_row_up_while_one_is_taken_does_not_leave_it_paused():
+    class Racing(Sample):
+        def __setattr__(self, name, value):
+            if name == "taken" and value == 1:  # now the scheduler's thread pushes, and looks
+                self.call.push(self, "last")
+                paused.append(self.full)
+            super().__setattr__(name, value)
+
+    paused, resumed = [], []
+    call = Call(lambda: resumed.append(True), lambda call: None)
+    sample = Racing(call, None, None)
+    for _ in range(READ_AHEAD - 1):
+        call.push(sample, "piece")
+    call.take()
+    assert paused == [True]
+    assert resumed
+
+
+@pytest.mark.parametrize("finalise", ["close", "snapshot"])
+def test_a_finaliser_may_close_the_engine_or_look_at_it_at_any_moment(build, finalise):
+    def live(every):
+        engine = build(Rows(2))
+        running = []
+
+        def collected(phase, info):
+            if phase == "stop" and not running:  # no finaliser interrupts itself
+                running.append(True)
+                getattr(engine, finalise)()
+                running.clear()
+
+        async def main():
+            async with engine:
+                await engine.generate("abc", max_tokens=3)
+
+        kept = gc.get_threshold()
+        gc.callbacks.append(collected)
+        gc.set_threshold(every)
+        try:
+            with contextlib.suppress(EngineClosedError):
+                asyncio.run(main())
+        finally:
+            gc.set_threshold(*kept)
+            gc.callbacks.remove(collected)
+
+    for every in [*range(1, 13)] * 5:
+        life = threading.Thread(target=live, args=(every,), daemon=True)
+        life.start()
+        life.join(20)
+        assert not life.is_alive(), "it waits for itself"
 
 
 async def test_closing_ends_all_calls_wherever_they_are(build):

@@ -474,3 +474,14 @@ def test_only_the_outputs_that_are_wanted_are_given_and_in_their_order():
 def test_outputs_that_there_are_not_are_refused(names):
     with pytest.raises(InvalidSettingError, match="outputs must be some of 'y'"):
         Backend.load(models.linear().SerializeToString(), threads=1, outputs=names)
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), -1, "1", True])
+def test_a_drain_for_no_number_of_seconds_is_refused_before_it_begins(endless, timeout):
+    with pytest.raises(InvalidSettingError, match="timeout must be"):
+        endless.drain(timeout)
+    assert not endless.closed
+
+
+def test_a_drain_may_last_for_ever(endless):
+    assert endless.drain(float("inf"))

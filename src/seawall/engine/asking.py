@@ -24,17 +24,18 @@ def read(decoder: Decoder, prompt: Prompt, settings: AnswerSettings) -> list[int
         raise InvalidPromptError(
             f"a prompt must be a text or chat messages, or with chat=False a text or tokens, got {prompt!r:.200}"
         )
+    tokens: Sequence[int]
     if settings.chat:
         tokens = decoder.encode_chat(prompt)  # type: ignore[arg-type]
     else:
-        tokens = decoder.encode(prompt) if isinstance(prompt, str) else list(prompt)  # type: ignore[arg-type]
+        tokens = decoder.encode(prompt) if isinstance(prompt, str) else prompt  # type: ignore[assignment]
     if not tokens:
         raise EmptyPromptError
     if len(tokens) >= decoder.context:
         raise PromptTooLongError(len(tokens), decoder.context - 1)
     if settings.constraint is not None and (prepare := getattr(decoder, "prepare", None)) is not None:
         prepare(settings.constraint)
-    return tokens
+    return list(tokens)
 
 
 def asked(name: str, prompt: Prompt, settings: AnswerSettings) -> answering.Asked:

@@ -83,9 +83,8 @@ class Call:
         if isinstance(found, BaseException):
             raise found
         sample, piece = found
-        was_full = sample.full
-        sample.taken += 1
-        if was_full:
+        sample.taken += 1  # first: a piece that fills the row up meanwhile has seen that, or is seen here
+        if sample.pushed - sample.taken >= READ_AHEAD - 1:
             self._resume()
         return piece
 

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from seawall.core.events import Listener
 from seawall.engine.pair import Pair
+from seawall.engine.rehearsal import checked_model
 from seawall.engine.standing_in import Closes
 from seawall.slo.steps import Step
 
@@ -53,8 +54,8 @@ class Downgrade(Pair[M], Step, Generic[M]):
 
     def __init__(self, name: str, usual: M, cheaper: M, *, listeners: Iterable[Listener] = ()) -> None:
         super().__init__(name, listeners)
-        self.usual = usual
-        self.cheaper = cheaper
+        self.usual = checked_model("usual", usual)
+        self.cheaper = checked_model("cheaper", cheaper)
         self._holds = False
         self._calls = {"usual": 0, "cheaper": 0}
         self._register()

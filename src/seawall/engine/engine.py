@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from contextlib import aclosing, closing
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
@@ -21,12 +22,12 @@ from seawall.core.decorate import Policy
 from seawall.core.errors import Rejected
 from seawall.core.events import Listener
 from seawall.core.pipeline import Pipeline
-from seawall.core.sleeping import async_sleeper
 from seawall.engine import opening
 from seawall.engine.admission import Admission
 from seawall.engine.answers import Completion, Gathering, ModelInfo, Piece
 from seawall.engine.asking import asked, read
-from seawall.engine.errors import EngineClosedError
+from seawall.engine.errors import EngineClosedError, StepStuckError
+from seawall.engine.generations import patience
 from seawall.engine.metering import EngineMeter, EngineSnapshot
 from seawall.engine.opening import Opening, looking_at
 from seawall.engine.scheduler import Scheduler
@@ -85,7 +86,8 @@ class Engine:
         name: labels errors, metrics, threads and logs.
         policies: outermost first, around each call, instead of the usual ones; an empty tuple for none.
         rows: answers that advance together.
-        cache_bytes: of key/value cache for them; None for what `rows` times `context` takes. Reserved, not filled.
+        cache_bytes: of key/value cache for them; None for what `rows` times `context` and the
+            prefix cache take. Reserved, not filled.
         prefix_cache_bytes: for prompts whose beginning comes again; kept apart for each `tenant`.
         max_queued: answers that may wait beyond free rows.
         max_queued_tokens: tokens that may wait, of prompts and longest answers together.
@@ -133,14 +135,10 @@ class Engine:
             "aging": aging,
         }
         Admission(name, rows=rows, **self._queue)  # refuses wrong settings now
-        if not callable(load):
-            raise TypeError(f"load must be a function that makes a decoder, got {load!r}")
-        if not (adjust is None or callable(adjust)):
-            raise TypeError(f"adjust must be a function of AnswerSettings, or None, got {adjust!r}")
-        self._adjust = adjust
-        self._load = load
+        self._adjust = None if adjust is None else checks.function("adjust", adjust, of="AnswerSettings")
+        self._load = checks.function("load", load)
         self._model: Opening | None = None
-        self._changing = threading.Lock()
+        self._changing = threading.RLock()  # re-entrant, for a finaliser may close the engine at any allocation
         self._meter = EngineMeter(name, listeners)
         self._guarded = Pipeline(*self.policies, name=f"{name}.generate")(_pieces)
 
@@ -301,24 +299,20 @@ class Engine:
             async for _ in pieces:
                 pass
 
-    async def drain(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - ends no call
+    async def drain(self, timeout: float | timedelta | None = None) -> bool:  # noqa: ASYNC109 - ends no call
         """Refuse new answers with `EngineDrainingError`; whether those in flight ended within `timeout` seconds.
 
         The engine stays open, and what has not ended goes on: `close` ends it.
         """
+        until = time.monotonic() + patience(timeout)
         scheduler = self._running()[2]
-        until = float("inf") if timeout is None else time.monotonic() + timeout
-        while True:
-            sleeper = async_sleeper()
-            if scheduler.drain(sleeper.ring):
-                return True
-            left = until - time.monotonic()
-            if left <= 0:
+        idle = scheduler.drain()
+        while not await idle.wait(max(0.0, min(until - time.monotonic(), scheduler.patience))):
+            if time.monotonic() >= until:
                 return False
-            try:
-                await sleeper.sleep(left)
-            finally:
-                sleeper.rise()
+            with contextlib.suppress(StepStuckError):  # those in flight have ended with it
+                scheduler.watch()
+        return True
 
     def _running(self) -> tuple[Worker, Decoder, Scheduler]:
         model = self._model

@@ -6,8 +6,10 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Generic, ParamSpec, TypeVar
 
+from seawall.core import checks
 from seawall.core.errors import Rejected
 from seawall.core.locking import lock
 from seawall.core.sleeping import Sleeper, ThreadSleeper, async_sleeper
@@ -34,6 +36,11 @@ _CALLERS = (
 def blames(error: BaseException) -> bool:
     """Whether a call that ended so speaks against the model; refusals, cancellations, the caller's faults do not."""
     return isinstance(error, Exception) and not isinstance(error, _CALLERS)
+
+
+def patience(timeout: float | timedelta | None) -> float:
+    """Seconds that a drain may take at most; None is for ever."""
+    return math.inf if timeout is None else checks.seconds("timeout", timeout, zero=True, infinite=True)
 
 
 class Signal:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from seawall.engine.metering import EngineSnapshot
+from seawall.engine.rehearsal import checked_model
 from seawall.engine.scheduler import Scheduler
 from seawall.engine.stepping import Stepper, Together, Turns
 from seawall.engine.worker import Worker
@@ -34,7 +35,7 @@ class Opening:
         """In the worker thread, once for each opener: the first loads, the others hear what became of that."""
         if self.decoder is None and self.error is None:
             try:
-                self.decoder = self._load()
+                self.decoder = checked_model("what load returns", self._load())
                 self.scheduler = self._schedule(self.decoder)
             except BaseException as error:
                 self.error = error

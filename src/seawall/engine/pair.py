@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Generic, TypeVar
+from datetime import timedelta
+from typing import Any, Generic, TypeVar
 
 import anyio.to_thread
 
-from seawall.engine.rehearsal import warm_up
+from seawall.engine.generations import patience
 from seawall.engine.standing_in import Closes, StandIn
 
 M = TypeVar("M", bound=Closes)
@@ -31,20 +34,17 @@ class Pair(StandIn[M], Generic[M]):
     async def warm_up(self) -> None:
         """Warm both models up, each by its own `warm_up()`; call it before the first request."""
         for model in self.both:
-            done = await anyio.to_thread.run_sync(warm_up, model)
-            if inspect.isawaitable(done):
-                await done
+            if (own := getattr(model, "warm_up", None)) is not None:
+                await _finished(own)
 
-    async def drain(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - ends no call
+    async def drain(self, timeout: float | timedelta | None = None) -> bool:  # noqa: ASYNC109 - ends no call
         """Drain both models; False if `timeout` seconds were too few."""
-        until = None if timeout is None else self._now() + timeout
+        until = self._now() + patience(timeout)
         ended = True
         for model in self.both:
-            drain = getattr(model, "drain", None)
-            if drain is not None:
-                left = None if until is None else max(0.0, until - self._now())
-                done = await anyio.to_thread.run_sync(drain, left)
-                ended &= bool(await done if inspect.isawaitable(done) else done)
+            if (own := getattr(model, "drain", None)) is not None:
+                left = None if until == math.inf else max(0.0, until - self._now())
+                ended &= bool(await _finished(own, left))
         return ended
 
     def close(self) -> None:
@@ -52,3 +52,11 @@ class Pair(StandIn[M], Generic[M]):
         with ExitStack() as models:
             for model in self.both:
                 models.callback(model.close)
+
+
+async def _finished(own: Callable[..., object], *given: object) -> Any:
+    """What a model's own method comes to: an `async` one runs here, a plain one in a thread, for it may block."""
+    if inspect.iscoroutinefunction(own):
+        return await own(*given)
+    done = await anyio.to_thread.run_sync(own, *given)
+    return await done if inspect.isawaitable(done) else done

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Generic, TypeAlias, TypeVar, cast
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from seawall.engine.standing_in import Closes
 from seawall.engine.worker import Worker
@@ -84,6 +84,18 @@ async def loaded(worker: Worker, load: Load[M], serving: Iterable[object] = ()) 
     return model
 
 
+async def finished(worker: Worker, work: Callable[[], object]) -> Any:
+    """What `work` comes to: it runs in the worker, and what it returns is awaited here where that can be."""
+    made: list[object] = []
+    try:
+        await worker.run(lambda: made.append(work()))
+    except BaseException:
+        if made and inspect.iscoroutine(made[0]):  # cancelled meanwhile: nobody will await it
+            made[0].close()
+        raise
+    return await made[0] if inspect.isawaitable(made[0]) else made[0]
+
+
 async def closed(worker: Worker, model: Closes) -> None:
     """Close the model in the worker; whoever cancels meanwhile waits until that is done."""
     await worker.run(model.close)
@@ -138,8 +150,6 @@ async def passed(worker: Worker, name: str, stage: str, test: Callable[..., obje
     if inspect.iscoroutinefunction(test):
         verdict = await test(*models)
     else:
-        verdict = await worker.run(lambda: test(*models))
-        if inspect.isawaitable(verdict):
-            verdict = await verdict
+        verdict = await finished(worker, lambda: test(*models))
     if type(verdict).__name__ in _BOOLEANS and not verdict:
         raise UnfitModelError(name, stage, f"{getattr(test, '__name__', test)} answered False")

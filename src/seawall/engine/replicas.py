@@ -14,7 +14,7 @@ from seawall.core.errors import Rejected
 from seawall.core.events import Listener
 from seawall.engine.balancing import LeastLoaded, Rule, checked_rule
 from seawall.engine.ejection import Ejection, Outliers
-from seawall.engine.generations import Tally, blames
+from seawall.engine.generations import Tally, blames, patience
 from seawall.engine.rehearsal import checked_model
 from seawall.engine.replica import (
     Lease,
@@ -317,15 +317,12 @@ class Replicas(StandIn[M], Generic[M]):
             self._emit(PanicChanged, now, panicking, available, replicas)
 
     def _heard(self, lease: Lease[M]) -> None:
-        """The first piece of a stream is there."""
-        with self._lock:
-            self._answered(lease, self._now())
-
-    def _answered(self, lease: Lease[M], now: float) -> None:
+        """The answer, or the first piece of a stream, is there."""
         standing = lease.replica.standing
-        seconds = standing.answered(lease, now)
-        if seconds is not None:
-            self.rule.heard(standing, seconds, now)
+        with self._lock:
+            seconds = standing.answered(lease, now := self._now())
+            if seconds is not None:
+                self.rule.heard(standing, seconds, now)
 
     def _give_back(self, lease: Lease[M]) -> None:
         with self._lock:
@@ -337,22 +334,23 @@ class Replicas(StandIn[M], Generic[M]):
         """The call ended: its place is free, and what it says about the replica is known."""
         replica = lease.replica
         with self._lock:
-            now = self._now()
-            if error is None:
-                self._answered(lease, now)
             self._seen.count(error)
             failed = replica.tally.count(error)
             if self._outliers is not None and not replica.leaving and (error is None or failed):
-                self._judge(self._outliers, replica, now, failed=failed)
-        self._give_back(lease)
-        if lease.permit is not None:
+                self._judge(self._outliers, replica, self._now(), failed=failed)
+        try:
             if error is None:
-                lease.permit.success()
-            elif failed:
-                lease.permit.failure(error)
-            else:
-                lease.permit.cancel()
-        events.deliver()
+                self._heard(lease)
+        finally:  # a rule of the user's may raise
+            self._give_back(lease)
+            if lease.permit is not None:
+                if error is None:
+                    lease.permit.success()
+                elif failed:
+                    lease.permit.failure(error)
+                else:
+                    lease.permit.cancel()
+            events.deliver()
 
     def _judge(self, outliers: Outliers, replica: Replica[M], now: float, *, failed: bool) -> None:
         here = [one for one in self._replicas.values() if not one.leaving]
@@ -366,15 +364,15 @@ class Replicas(StandIn[M], Generic[M]):
             assert health.until is not None
             self._emit(ReplicaEjected, now, name, why, health.until - now)
 
-    async def drain(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - ends no call
+    async def drain(self, timeout: float | timedelta | None = None) -> bool:  # noqa: ASYNC109 - ends no call
         """Take no more calls, and wait for those in flight; False if `timeout` seconds were too few."""
-        until = math.inf if timeout is None else self._now() + timeout
+        until = self._now() + patience(timeout)
         waits = [await one.idle.wait(max(0.0, until - self._now())) for one in self._stop()]
         return all(waits)
 
-    def drain_sync(self, timeout: float | None = None) -> bool:
+    def drain_sync(self, timeout: float | timedelta | None = None) -> bool:
         """The same for a plain thread."""
-        until = math.inf if timeout is None else self._now() + timeout
+        until = self._now() + patience(timeout)
         waits = [one.idle.wait_sync(max(0.0, until - self._now())) for one in self._stop()]
         return all(waits)
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from contextvars import Context
 from typing import TYPE_CHECKING
 
-from seawall.core import answering, gate
+from seawall.core import answering, events, gate
 from seawall.core.ambient import current_priority, deadline
 from seawall.engine.admission import Admission, Ticket
 from seawall.engine.answers import Piece, Usage
 from seawall.engine.calls import Call, Reader, Sample
 from seawall.engine.errors import EngineClosedError, EngineDrainingError, StepStuckError
+from seawall.engine.generations import Signal
 from seawall.engine.stepping import Advance, Row, Stepper, Wanted
 from seawall.engine.watched_steps import WatchedSteps
 from seawall.inference.errors import (
-    DecoderClosedError,
     GenerationCancelledError,
     InvalidSettingError,
     NoRoomError,
@@ -39,8 +39,8 @@ _GLANCE = 0.05  # seconds between looks at a queue whose head does not fit, for 
 class Scheduler:
     """Takes calls from any thread, decides who gets a row, steps all rows, hands out what comes of it.
 
-    Its thread starts with the first call and ends with `close`. Rows are touched by that thread alone. The queue is
-    shared under a lock that is held for microseconds.
+    Its thread ends with `close`. Rows are touched by that thread alone. The queue is shared under a lock that is held
+    for microseconds.
 
     Args:
         name: of the engine.
@@ -72,8 +72,9 @@ class Scheduler:
         self._steps = WatchedSteps(stepper, step_timeout, meter)
         self._stopping = False
         self._draining = False
-        self._drained: list[Callable[[], object]] = []
-        self._thread: threading.Thread | None = None
+        self._idle = Signal()  # draining, and no call is left
+        self._thread = threading.Thread(target=self._run, name=f"seawall-{name}-steps", daemon=True)
+        self._thread.start()  # here, where no lock is held: a finaliser in it may ask for a snapshot
 
     # Callers, in any thread
 
@@ -96,7 +97,6 @@ class Scheduler:
                 raise self._end_of_all()
             if self._draining:
                 raise EngineDrainingError(self.name)
-            self._start()
             victims = self._admission.offer([sample.ticket for sample in call.samples], now)
             self._calls.add(call)
             self._tickets.update((sample.ticket, sample) for sample in call.samples)
@@ -137,13 +137,14 @@ class Scheduler:
             standing = len(one.running), one.waiting, one.waiting_tokens, one.rows, self._memory
         return self._meter.as_of(*standing)
 
-    def drain(self, ring: Callable[[], object]) -> bool:
-        """Take no more calls; whether none is left. If there is one, `ring` is called when there is none."""
+    def drain(self) -> Signal:
+        """Take no more calls; what is set once none is left, or none will ever end."""
         with self._lock:
             self._draining = True
-            if self._calls:
-                self._drained.append(ring)
-            return not self._calls
+            idle = not self._calls or self._given_up is not None
+        if idle:
+            self._idle.set()
+        return self._idle
 
     def stop(self) -> None:
         """End all calls with EngineClosedError, and then the thread; never blocks."""
@@ -154,21 +155,12 @@ class Scheduler:
     def close(self) -> None:
         """Stop, and block until the thread has ended, unless it hangs."""
         self.stop()
-        thread = self._thread
-        if thread is None:
-            self._end()
-        elif thread is not threading.current_thread():
-            while thread.is_alive() and self._given_up is None:
-                thread.join(self.step_timeout)
+        if self._thread is not threading.current_thread():
+            while self._thread.is_alive() and self._given_up is None:
+                self._thread.join(min(self.step_timeout, threading.TIMEOUT_MAX))
                 if self._steps.age >= 2 * self.step_timeout:
                     self._give_up("a step could not be stopped")
-            thread.join(_LAST)  # given up, it may still be on its way out
-
-    def _start(self) -> None:
-        if self._thread is None:
-            thread = threading.Thread(target=self._run, name=f"seawall-{self.name}-steps", daemon=True)
-            thread.start()
-            self._thread = thread
+            self._thread.join(_LAST)  # given up, it may still be on its way out
 
     def _check(self, prompt: list[int], settings: AnswerSettings) -> None:
         if self._given_up is not None:
@@ -240,7 +232,7 @@ class Scheduler:
                 try:
                     if not self.stepper.fits(sample.wanted):
                         return  # none overtakes it, or it might never have room
-                except DecoderClosedError as error:
+                except Exception as error:  # the decoder was closed, or memory is short
                     sample.call.fail(error)
                     self._inbox.put(sample.call)
                     return
@@ -345,8 +337,7 @@ class Scheduler:
         """It waits again: nobody has seen anything of it."""
         row, sample.row = sample.row, None
         if row is not None:
-            del self._rows[row]
-            self.stepper.leave(row)
+            self._let_go(row)
         with self._lock:
             self._admission.put_back(sample.ticket)
             self._tickets[sample.ticket] = sample
@@ -374,8 +365,7 @@ class Scheduler:
     def _free(self, sample: Sample, *, whole: bool) -> None:
         row, sample.row = sample.row, None
         if row is not None:
-            self._rows.pop(row, None)
-            self.stepper.leave(row)
+            self._let_go(row)
         with self._lock:
             self._admission.finish(sample.ticket, whole=whole)
         if whole:
@@ -383,14 +373,17 @@ class Scheduler:
             if not sample.call.unfinished:
                 self._done(sample.call)
 
+    def _let_go(self, row: Row) -> None:
+        self._rows.pop(row, None)
+        with _logged("letting a row go"):  # a drafter of the user's may raise as it closes, and nobody waits for it
+            self.stepper.leave(row)
+
     def _done(self, call: Call) -> None:
         with self._lock:
             self._calls.discard(call)
-            rings = self._drained if not self._calls else []
-            if rings:
-                self._drained = []
-        for ring in rings:
-            ring()
+            idle = self._draining and not self._calls
+        if idle:
+            self._idle.set()
 
     def _give_up(self, why: str, cause: BaseException | None = None) -> None:
         """Nothing will come of this engine any more; whoever waits hears it, for the thread may hang for ever."""
@@ -399,6 +392,7 @@ class Scheduler:
             calls = list(self._calls)
         for call in calls:
             call.fail(self._end_of_all())
+        self._idle.set()
 
     def _end_of_all(self) -> Exception:
         """What ends each call that is left; a new one for each, for an error collects where it was raised."""
@@ -416,4 +410,13 @@ class Scheduler:
             calls = list(self._calls)
         for call in calls:
             self._drop(call, self._end_of_all())
-        self.stepper.close()
+        with _logged("closing the rows"):
+            self.stepper.close()
+
+
+@contextlib.contextmanager
+def _logged(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        events.logger.exception("%s failed; the engine goes on", what)

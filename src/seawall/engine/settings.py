@@ -79,6 +79,7 @@ class AnswerSettings:
             raise InvalidSettingError(f"n must be a whole number from 1 to {MOST_SAMPLES}, got {self.n!r}")
         if not isinstance(self.tenant, str):
             raise InvalidSettingError(f"tenant must be a str, got {self.tenant!r}")
+        object.__setattr__(self, "tenant", str.__str__(self.tenant))  # an enum of strings has hashes of its own
         if isinstance(self.stop, str) or not isinstance(self.stop, Sequence):
             raise InvalidSettingError(f"stop must be a list of strings, such as {[str(self.stop)]}, got {self.stop!r}")
         object.__setattr__(self, "stop", tuple(self.stop))

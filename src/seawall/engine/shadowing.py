@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from seawall.core import checks, events, gate
 from seawall.core.locking import lock
 from seawall.engine.generations import Signal
-from seawall.engine.rehearsal import UnfitModelError
+from seawall.engine.rehearsal import UnfitModelError, finished
 from seawall.engine.worker import Worker
 
 M = TypeVar("M")
@@ -99,9 +99,7 @@ async def _compared(
         if inspect.iscoroutinefunction(ask):
             found = await ask(model)
         else:
-            found = await worker.run(lambda: ask(model))
-            if inspect.isawaitable(found):
-                found = await found
+            found = await finished(worker, lambda: ask(model))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None if settings.agree(expected, found) else "they do not agree"

@@ -130,7 +130,9 @@ class Together:
     def interrupt(self, rows: Collection[Row] | None = None) -> None:
         """Terminate the run."""
         with self._changing:
-            if self._options is not None and (rows is None or all(row in rows for row in self._batch.active)):
+            if self._options is None:
+                return
+            if rows is None or all(row in rows or row.paused for row in self._batch.active):
                 self._options.terminate = True
 
     def leave(self, row: Row) -> None:

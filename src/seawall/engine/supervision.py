@@ -14,7 +14,7 @@ from seawall.core import checks, events
 from seawall.core.errors import Rejected
 from seawall.core.events import Listener
 from seawall.core.pipeline import Pipeline
-from seawall.engine.generations import Generation, start
+from seawall.engine.generations import Generation, patience, start
 from seawall.engine.losing import (
     ModelSuspected,
     RebuildError,
@@ -200,15 +200,15 @@ class Supervised(Rebuilding[M], Generic[M]):
                 self._testing = False
                 self._tested_at = self._now()
 
-    async def drain(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - ends no call
+    async def drain(self, timeout: float | timedelta | None = None) -> bool:  # noqa: ASYNC109 - ends no call
         """Take no more calls, and wait for those in flight; False if `timeout` seconds were too few."""
-        generation = self._stop()
-        return generation is None or await generation.idle.wait(float("inf") if timeout is None else timeout)
+        seconds, generation = patience(timeout), self._stop()
+        return generation is None or await generation.idle.wait(seconds)
 
-    def drain_sync(self, timeout: float | None = None) -> bool:
+    def drain_sync(self, timeout: float | timedelta | None = None) -> bool:
         """The same for a plain thread."""
-        generation = self._stop()
-        return generation is None or generation.idle.wait_sync(float("inf") if timeout is None else timeout)
+        seconds, generation = patience(timeout), self._stop()
+        return generation is None or generation.idle.wait_sync(seconds)
 
     def close(self) -> None:
         """Close the model, and rebuild it no more; `drain` first spares the calls in flight.

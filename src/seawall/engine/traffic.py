@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import ExitStack
+from datetime import timedelta
 from typing import Generic, TypeVar
 
 from seawall.core.events import Listener
-from seawall.engine.generations import Generation, Tally
+from seawall.engine.generations import Generation, Tally, patience
 from seawall.engine.rehearsal import checked_model
 from seawall.engine.shadowing import Mirror
 from seawall.engine.standing_in import Closes, StandIn, relayed
@@ -141,17 +141,17 @@ class Traffic(StandIn[M], Generic[M]):
         if self._closing:
             raise DeploymentClosedError(f"deployment {self.name!r} is closed")
 
-    async def drain(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - ends no call
+    async def drain(self, timeout: float | timedelta | None = None) -> bool:  # noqa: ASYNC109 - ends no call
         """Take no more calls, and wait for those in flight; False if `timeout` seconds were too few."""
-        until = math.inf if timeout is None else self._now() + timeout
+        until = self._now() + patience(timeout)
         for generation in self._leave():
             if not await generation.idle.wait(max(0.0, until - self._now())):
                 return False
         return True
 
-    def drain_sync(self, timeout: float | None = None) -> bool:
+    def drain_sync(self, timeout: float | timedelta | None = None) -> bool:
         """The same for a plain thread."""
-        until = math.inf if timeout is None else self._now() + timeout
+        until = self._now() + patience(timeout)
         return all(generation.idle.wait_sync(max(0.0, until - self._now())) for generation in self._leave())
 
     def close(self) -> None:

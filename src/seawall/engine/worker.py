@@ -62,7 +62,8 @@ class Worker:
         self._name = name
         self._jobs: _Jobs = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._changing = threading.Lock()
+        self._starting = threading.Lock()  # not the other, which a finaliser in the new thread may want
+        self._changing = threading.RLock()  # re-entrant, for a finaliser may stop us at any allocation
         self._stopped = False
 
     async def run(self, work: Callable[[], T], cancel: Callable[[], object] | None = None) -> T:
@@ -88,13 +89,14 @@ class Worker:
         return job.result()
 
     def _submit(self, job: _Job[T]) -> None:
-        with self._changing:
-            if self._stopped:
-                raise WorkerClosedError(f"worker {self._name!r} is closed")
-            if self._thread is None:
+        with self._starting:
+            if self._thread is None and not self._stopped:
                 thread = threading.Thread(target=_work, args=(self._jobs,), name=self._name, daemon=True)
                 thread.start()
                 self._thread = thread
+        with self._changing:
+            if self._stopped:
+                raise WorkerClosedError(f"worker {self._name!r} is closed")
             self._jobs.put(job)  # type: ignore[arg-type]
 
     def stop(self) -> None:

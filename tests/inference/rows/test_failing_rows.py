@@ -1,5 +1,6 @@
 """What goes wrong in a row ends that row alone; a run that fails costs nobody anything."""
 
+import errno
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from seawall.inference import Sampling
 from seawall.inference.errors import GenerationCancelledError, NotFiniteOutputError, RuntimeExhaustedError
-from seawall.inference.generate.rows import ContinuousBatch
+from seawall.inference.generate.rows import ContinuousBatch, memory
 from seawall.inference.runtime import ort
 from tests.inference import tiny
 
@@ -39,6 +40,22 @@ def test_a_row_whose_logits_are_not_numbers_ends_alone_and_nobody_begins_with_wh
         assert content(found[1]) == content(alone(REQUESTS[4]))
         monkeypatch.undo()
         assert batch.join(ask(prompt)).cached_tokens == 0
+
+
+@pytest.mark.skipif(not memory.SHARES, reason="nothing is mapped there")
+def test_a_row_for_which_the_system_maps_nothing_has_not_joined(model, alone, monkeypatch):
+    def refused(*where):
+        raise OSError(errno.EPERM, "no")
+
+    prompt = text(2 * batch_page(model))
+    with ContinuousBatch(model, rows=2) as batch:
+        answers(batch, [ask(prompt)])
+        monkeypatch.setattr(memory, "_map_fixed", refused)
+        with pytest.raises(OSError, match="no"):
+            batch.join(ask(prompt))
+        assert batch.rows_in_use == 0
+        monkeypatch.undo()
+        assert content(answers(batch, [ask(prompt)])[0]) == content(alone(ask(prompt)))
 
 
 class Breaks:

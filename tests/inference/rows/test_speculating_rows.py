@@ -160,6 +160,19 @@ def test_a_batch_that_closes_lets_all_rows_go_even_if_a_drafter_raises(model):
     assert batch.rows_in_use == 0
 
 
+def test_a_row_that_is_left_gives_all_back_though_its_drafters_raise_as_they_close(model):
+    drafters = [Unreliable("close"), Unreliable("close")]
+    drafters[1].name = "another"
+    with ContinuousBatch(model, rows=2) as batch:
+        row = batch.join(drafting(ask(text(5), 9, constraint=ENDLESS), drafters=drafters))
+        while row.reading:
+            batch.step()
+        with pytest.raises(LookupError, match="close"):
+            batch.leave(row)
+        assert [drafter.closed for drafter in drafters] == [1, 1]
+        assert batch.rows_in_use == batch.committed_bytes == 0
+
+
 def test_a_run_that_fails_costs_a_speculating_row_nothing(model, alone, monkeypatch):
     asked = [guessed(alone, request, length=4) for request in REPEATED[:2]]
     with ContinuousBatch(model, rows=2) as batch:

@@ -27,7 +27,7 @@ from seawall.inference.quality import manifest
 
 from . import loading, memory, ort
 from .calls import Call, Cancellation, Watchdog, seconds_of
-from .closing import Closing, abandoned
+from .closing import Closing, abandoned, drain_seconds
 from .inputs import Array, InputRules, Port
 from .outputs import check_finite, narrow_types, wanted
 from .providers import CPU, Provider
@@ -280,10 +280,11 @@ class Backend(Closing):
 
         Blocks, so on an event loop await it in a thread.
         """
+        seconds = drain_seconds(timeout)
         self._refuse_fork()
         with self._idle:
             self._closing = True
-            return self._idle.wait_for(self._no_others, timeout)
+            return self._idle.wait_for(self._no_others, seconds)
 
     def close(self) -> None:
         """Let the model go. Runs in flight end within one node with BackendClosedError; `drain` first spares them.

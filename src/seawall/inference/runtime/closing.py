@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Self
 
 import anyio
 import anyio.to_thread
+
+from seawall.inference.errors import InvalidSettingError
 
 
 class Closing(ABC):
@@ -21,9 +24,18 @@ class Closing(ABC):
         """Give everything back; closing again does nothing."""
 
     async def aclose(self) -> None:
-        """`close`, without blocking the event loop."""
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self.close)
+        """`close`, without blocking the event loop; one that is cancelled before it began blocks it, and has closed."""
+        first = threading.Lock()
+
+        def close() -> None:
+            if first.acquire(blocking=False):
+                self.close()
+
+        try:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(close)
+        finally:
+            close()
 
     def __enter__(self) -> Self:
         return self
@@ -40,6 +52,16 @@ class Closing(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def drain_seconds(timeout: float | None) -> float | None:
+    """What a condition may be waited for, or InvalidSettingError; None is for ever."""
+    if timeout is None:
+        return None
+    given: object = timeout
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not given >= 0:  # NaN is no more than anything
+        raise InvalidSettingError(f"timeout must be a number of seconds, 0 or more, or None, got {timeout!r}")
+    return min(timeout, threading.TIMEOUT_MAX)
 
 
 def abandoned(what: str, process: int, *ends: Callable[[], object]) -> None:

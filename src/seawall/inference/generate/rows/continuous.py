@@ -183,8 +183,8 @@ class ContinuousBatch:
         row = new_row(request, self.decoder, index=index, number=self._joined, kind=self._kind)
         self._joined += 1
         row.names = names
+        self._pool.adopt(row, found)  # before it is one of the rows, for the system may refuse
         self._stepping.add(row)
-        self._pool.adopt(row, found)
         return row
 
     def leave(self, row: Row) -> None:

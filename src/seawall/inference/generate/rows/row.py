@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from seawall.inference.errors import InvalidSettingError
@@ -104,9 +105,10 @@ class Row:
         self.pinned = any(drafter.cost() > 0 for drafter in self.drafts.drafters)
 
     def close(self) -> None:
-        """Let its drafters go."""
-        while self._held:
-            self._held.pop().close()
+        """Let its drafters go, all of them, whatever one raises."""
+        with ExitStack() as held:
+            while self._held:
+                held.callback(self._held.pop(0).close)
 
 
 def new_row(request: Request, decoder: Decoder, *, index: int, number: int, kind: Kind) -> Row:

@@ -21,7 +21,7 @@ from seawall.inference.errors import (
 
 from ..bells import ThreadBell, task_bell
 from ..calls import Watchdog, seconds_of
-from ..closing import Closing, abandoned
+from ..closing import Closing, abandoned, drain_seconds
 from ..inputs import Array
 from .exactness import Exactness, probe
 from .forming import Waiting
@@ -205,10 +205,11 @@ class MicroBatcher(Closing):
 
         Blocks, so on an event loop await it in a thread.
         """
+        seconds = drain_seconds(timeout)
         self._refuse_fork()
         self._line.close(at_once=False)
         with self._line.changed:
-            return self._line.changed.wait_for(lambda: not self._line.in_flight, timeout)
+            return self._line.changed.wait_for(lambda: not self._line.in_flight, seconds)
 
     def close(self) -> None:
         """End everything within one node, requests with BackendClosedError; `drain` first spares them.
