@@ -86,7 +86,7 @@ async def _awaited(code: Any, namespace: dict[str, Any]) -> None:
 
 def fence_finders(root: Path = ROOT) -> list[Sybil]:
     """What to look through for fences: README.md, the docs and the docstrings of the package."""
-    finder = functools.partial(Sybil, [PythonFences()], teardown=forget)
+    finder = functools.partial(Sybil, [PythonFences()], setup=share_trials, teardown=forget)
     return [
         finder(path=str(root), filenames=["README.md"], excludes=["*/*"]),
         finder(path=str(root / "docs"), patterns=["*.md"]),
@@ -99,8 +99,29 @@ def doctest_finder(root: Path = ROOT) -> Sybil:
     return Sybil([DocTestParser()], path=str(root / "src"), patterns=["*.py"], teardown=forget)
 
 
+def share_trials(_: dict[str, Any]) -> None:
+    """Decoders of one model share the trial of its exactness, which takes most of the time to load an engine."""
+    from seawall.inference import Decoder
+
+    tried = Decoder.exactness
+
+    def exactness(decoder: Decoder) -> Any:
+        key = decoder.folder, decoder.kv, decoder.context, decoder.threads
+        if key in trials and decoder._exactness is None and decoder._session is not None:
+            decoder._exactness = trials[key]
+        trials[key] = tried(decoder)
+        return trials[key]
+
+    patched.setattr(Decoder, "exactness", exactness)
+
+
+trials: dict[Any, Any] = {}
+patched = pytest.MonkeyPatch()
+
+
 def forget(namespace: dict[str, Any]) -> None:
     """Drop what a file made, so that its policies are not alive, and not exported, in the next one."""
+    patched.undo()
     namespace.clear()
     gc.collect()
 

@@ -61,3 +61,20 @@ class Client:
 @pytest.fixture
 def client():
     return Client
+
+
+class Impatient:
+    """The `asyncio` of uvicorn, which looks every 0.1 s whether it shall end, and whether it has: here every 5 ms."""
+
+    def __getattr__(self, name):
+        return getattr(asyncio, name)
+
+    async def sleep(self, seconds):
+        await asyncio.sleep(seconds / 20)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def servers_end_at_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uvicorn.server.asyncio", Impatient())
+        yield
