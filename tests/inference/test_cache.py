@@ -94,6 +94,15 @@ def test_a_manifest_of_another_shape_is_no_manifest(prepared, manifest):
     assert read_verified(prepared) is None
 
 
+def test_a_release_of_another_format_converts_beside_what_an_older_one_may_use(source, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(convert, "FORMAT", convert.FORMAT + 1)
+    newer = convert.prepare(source, cache_dir=tmp_path / "cache").folder
+    assert newer.parent == prepared.parent
+    assert newer != prepared
+    assert read_verified(prepared) is not None
+    assert read_verified(newer) is not None
+
+
 def test_the_model_of_another_source_is_never_taken_for_this_one(source, prepared, tmp_path):
     manifest = json.loads((prepared / "manifest.json").read_text())
     assert manifest["facts"]["source_sha256"] == cache.sha256_of(source)

@@ -126,6 +126,25 @@ RUNAWAYS = {
     "JSON of a deep indentation": "{{ [1]|tojson(indent=1000000000) }}",
     "writing for ever": "{% set x = 'a' * 9999 %}{% for i in range(9999) %}{{ x }}{% endfor %}",
     "reading for ever": "{% set x = 'a' * 999999 %}{% for i in range(9999) %}{% set y = x.upper() %}{% endfor %}",
+    "bytes of a number": "{{ (5).to_bytes(1000000000, 'big')|length }}",
+    "bytes of a text": "{{ 'a'.encode().replace(''.encode(), 'b'.encode()) }}",
+    "a block of many": "{% set x = 'a' * 999999 %}{% set y %}{% for i in range(900) %}{{ x }}{% endfor %}{% endset %}",
+    "dividing large numbers": "{% set ns = namespace(x=9, y=9) %}{% for i in range(21) %}{% set ns.x = ns.x * ns.x %}"
+    "{% if i < 20 %}{% set ns.y = ns.x %}{% endif %}{% endfor %}"
+    "{% for i in range(9999) %}{{ ns.x // ns.y }}{% endfor %}",
+    "nesting items": DOUBLING.replace("{}", "{'a': {'x': ns.x}.items(), 'b': {'x': ns.x}.items()}"),
+    "nesting arguments": "{% macro f(n) %}{% if n %}{{ f(n - 1, a=kwargs, b=kwargs) }}{% else %}{{ kwargs }}{% endif %}"
+    "{% endmacro %}{{ f(60) }}",
+    "searching for ever": "{% set x = 'a' * 999999 %}{% for i in range(9999) %}{{ 'aab' in x }}{% endfor %}",
+    "testing for ever": "{% set x = 'a' * 999999 %}{% for i in range(9999) %}{{ x is lower }}{% endfor %}",
+    "selecting for ever": "{% set x = 'a' * 999999 %}{{ (['aab'] * 9999)|select('in', x)|list }}",
+    "comparing for ever": "{% set x = [1] * 99999 %}{% set y = x + [2] %}{% set z = x + [3] %}"
+    "{% for i in range(9999) %}{{ y == z }}{% endfor %}",
+    "the largest for ever": "{% set x = [1] * 999999 %}{% for i in range(9999) %}{{ x|max }}{% endfor %}",
+    "counting for ever": "{% set x = [1] * 999999 %}{% for i in range(9999) %}{{ x.count(2) }}{% endfor %}",
+    "subtracting for ever": "{% set x = dict.fromkeys(range(9999)).keys() %}"
+    "{% for i in range(9999) %}{% set y = x - x %}{% endfor %}",
+    "cutting for ever": "{% set x = 'a' * 999999 %}{% for i in range(9999) %}{% set y = x[::-1] %}{% endfor %}",
     "sorting for ever": "{% set x = range(9999)|list %}{% for i in range(9999) %}{% set y = x|sort %}{% endfor %}",
 }
 ESCAPES = [
@@ -181,6 +200,11 @@ def test_what_is_no_template_is_a_corrupt_model(source, message):
 
 def test_a_template_may_refuse_and_says_why():
     assert "roles must alternate" in refused("{{ raise_exception('roles must alternate') }}")
+
+
+def test_namespaces_that_hold_each_other_are_not_spelled_out():
+    nested = "{% set ns = namespace(a=1) %}" + "{% set ns = namespace(a=ns, b=ns) %}" * 60 + "{{ ns }}"
+    assert compiled(nested, {})({}) == "<Namespace>"
 
 
 def test_two_renderings_do_not_share_their_budget():

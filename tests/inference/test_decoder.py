@@ -1,6 +1,8 @@
 """A decoder takes one bounded step at a time, can be stopped between and within steps, and leaks nothing."""
 
+import copy
 import gc
+import pickle
 import threading
 import time
 
@@ -142,7 +144,7 @@ def test_bad_requests_are_refused_before_any_work_with_the_numbers_in_the_messag
     for count in (0, -1, 1.5, True):
         with pytest.raises(InvalidSettingError, match="at least 1, got"):
             decoder.start([5], max_tokens=count)
-    for stop in ("text", [""], [b"x"], ["x"] * 17, ["x" * 257]):
+    for stop in ("text", None, 5, iter("a"), [""], [b"x"], ["x"] * 17, ["x" * 257]):
         with pytest.raises(InvalidSettingError, match="stop must be"):
             decoder.start([5], max_tokens=1, stop=stop)
     with pytest.raises(InvalidPromptError, match="encode"):
@@ -275,6 +277,29 @@ def test_a_closed_decoder_closes_its_sequences_and_starts_no_more(tmp_path):
         sequence.step()
     with pytest.raises(DecoderClosedError):
         decoder.start([5], max_tokens=1)
+
+
+def test_a_sequence_that_starts_while_its_decoder_closes_is_closed_too(tmp_path, monkeypatch):
+    decoder = Decoder.load(tiny.write(tmp_path / "tiny.gguf"), cache_dir=tmp_path, context=64)
+    lend = decoder._lend
+
+    def lend_and_close():
+        slot = lend()
+        decoder.close()  # in another thread, at the worst moment
+        return slot
+
+    monkeypatch.setattr(decoder, "_lend", lend_and_close)
+    sequence = decoder.start([5], max_tokens=1)
+    assert decoder.active_sequences == 0
+    with pytest.raises(DecoderClosedError):
+        sequence.step()
+
+
+def test_a_sequence_is_neither_copied_nor_sent(decoder, salty):
+    with decoder.start(salty, max_tokens=1) as sequence:
+        for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="start another"):
+                duplicate(sequence)
 
 
 def test_a_closed_decoder_is_freed(tmp_path):

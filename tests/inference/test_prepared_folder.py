@@ -84,6 +84,8 @@ def test_a_folder_without_a_manifest_is_no_prepared_one(tmp_path):
         ({"config": {"hidden": 64}}, "holds no decoder"),
         ({"chat_template": 3, "end_tokens": "2"}, "end_tokens, chat_template"),
         ({"precision": None}, "precision"),
+        ({"end_tokens": [2, "2"]}, "end_tokens"),
+        ({"end_tokens": [2, 99]}, "end_tokens"),
     ],
 )
 def test_a_manifest_of_something_else_is_told_from_a_decoder(folder, change, told):
@@ -108,6 +110,30 @@ def test_a_manifest_of_another_graph_is_refused_before_a_run_can_write_outside(f
     reseal(folder, {"config": {**read_verified(folder)["config"], name: value}})
     with pytest.raises(CorruptModelError, match="not those of the decoder in its manifest"):
         load(folder, kv=kv)
+
+
+def tokenizer(folder, **parts):
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | parts))
+    reseal(folder, {})
+
+
+def test_a_tokenizer_neither_cuts_a_prompt_nor_pads_it(folder):
+    cut = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    padded = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_to_multiple_of": None,
+              "pad_id": 0, "pad_type_id": 0, "pad_token": "a"}  # fmt: skip
+    tokenizer(folder, truncation=cut, padding=padded)
+    with load(folder) as decoder:
+        assert decoder.decode(decoder.encode("abcd")) == "abcd"
+
+
+def test_a_tokenizer_that_makes_its_library_panic_is_a_corrupt_model(folder):
+    tokenizer(folder, pre_tokenizer={"type": "FixedLength", "length": 0})  # a PanicException, which is no Exception
+    with load(folder) as decoder, pytest.raises(CorruptModelError, match="its tokenizer fails"):
+        decoder.encode("abcd")
+    tokenizer(folder, normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+    with pytest.raises(CorruptModelError, match="the tokenizer cannot be read"):
+        load(folder)
 
 
 def test_a_graph_that_is_none_is_refused(folder):

@@ -117,6 +117,13 @@ def test_the_convenient_names_say_so_as_well(tmp_path, package, name):
     assert "MissingExtraError: inference needs the package" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["generate hi", "serve x --port=0", "models list", "models add x", "verify x"])
+def test_so_does_each_command(tmp_path, command):
+    script = "import sys\nsys.modules['numpy'] = None\nfrom seawall.cli import main\n"
+    done = python(f"{script}sys.exit(main({command.split()!r}))", tmp_path)
+    assert done.stderr == "seawall: inference needs the package 'numpy': pip install 'seawall[cpu]'\n"
+
+
 def test_two_installed_runtimes_are_refused():
     ort.check_single_distribution(["onnxruntime 1.32.0"])
     with pytest.raises(errors.RuntimeMisuseError, match="uninstall all of them"):

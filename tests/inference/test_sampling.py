@@ -1,5 +1,8 @@
 """Draws follow exactly the distribution that temperature, top_k, top_p and min_p describe."""
 
+import re
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 
 from seawall.inference.errors import InvalidSettingError, RuntimeFailure
 from seawall.inference.generate.choosing import Chooser, Penalties
-from seawall.inference.generate.sampling import Greedy, Sampling, distribution, draw, greedy
+from seawall.inference.generate.sampling import Greedy, Sampling, distribution, draw, greedy, noise
 
 
 def plainly(logits, rules):
@@ -82,6 +85,15 @@ def test_two_models_that_nearly_agree_draw_the_same_token_from_the_same_key():
     assert apart_keys < 0.3
 
 
+def test_the_largest_noise_wins_without_dividing_by_zero():
+    word, largest = 1 << 64, (1 << 64) - 1
+    for shift, factor in ((31, 0x94D049BB133111EB), (27, 0xBF58476D1CE4E5B9), (30, 1)):  # SplitMix64, backwards
+        largest ^= largest >> shift ^ largest >> 2 * shift
+        largest = largest * pow(factor, -1, word) % word
+    assert noise(largest, np.array([0]))[0] > 0
+    assert draw(np.zeros(9, np.float32), Sampling(), largest)[0] == 0
+
+
 def test_a_small_lead_says_that_little_noise_would_have_changed_the_choice():
     logits = np.array([3.0, 2.9, -5.0], dtype=np.float32)
     leads = [draw(logits, Sampling(), key)[1] for key in range(500)]
@@ -130,6 +142,8 @@ def test_a_choice_depends_on_its_position_and_not_on_who_asks():
     ("setting", "value"),
     [
         ("repetition", 0),
+        ("repetition", 1e-300),  # logits would be infinite, as if the model had failed
+        ("repetition", 10**400),
         ("repetition", float("inf")),
         ("presence", 101),
         ("frequency", float("nan")),
@@ -162,8 +176,26 @@ def test_a_model_that_gives_nan_or_infinity_is_an_error_and_not_a_token(bad):
         ("temperature", 0), ("temperature", -1.0), ("temperature", float("nan")), ("temperature", float("inf")),
         ("top_k", -1), ("top_k", 1.5), ("top_k", True), ("top_p", 0), ("top_p", 1.1), ("min_p", -0.1),
         ("min_p", 1.1), ("seed", -1), ("seed", 1.5), ("temperature", "0.8"), ("temperature", True), ("top_p", None),
+        ("temperature", 5e-324), ("temperature", 1e300), ("temperature", 10**400), ("temperature", Fraction(1, 2)),
     ],
 )  # fmt: skip
 def test_a_setting_out_of_range_is_refused_with_its_name_and_value(setting, value):
-    with pytest.raises(InvalidSettingError, match=f"{setting} must be .*got {value!r}"):
+    with pytest.raises(InvalidSettingError, match=f"{setting} must be .*got {re.escape(repr(value))}"):
         Sampling(**{setting: value})
+
+
+@pytest.mark.parametrize("temperature", [1e-30, np.float32(1e-3), 1, 1e30])
+@pytest.mark.parametrize("narrow", [{}, {"top_k": 10**30}, {"top_p": 5e-324}, {"min_p": 1e-320}, {"top_p": 0.5}])
+def test_extreme_settings_choose_without_a_warning(temperature, narrow):
+    logits = np.random.default_rng(0).normal(0, 40, 999).astype(np.float32)
+    logits[::3] = -np.inf
+    chooser = Chooser(Sampling(temperature=temperature, seed=1, **narrow))
+    token, _ = chooser.choose_with_lead(logits)
+    chances = chooser.probabilities(logits)
+    assert chances[token] > 0
+    assert chances.sum() == pytest.approx(1)
+    assert not chances[::3].any()
+
+
+def test_how_likely_an_unlikely_token_is_needs_no_large_number():
+    assert Chooser(Greedy()).likelihood(np.array([0, 200, 201], np.float32), 0) == pytest.approx(0, abs=1e-30)

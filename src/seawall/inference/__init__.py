@@ -107,11 +107,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "models":
-        return importlib.import_module(f"{__name__}.models")
-    if name not in _HOMES:
+    if name != "models" and name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
+        if name == "models":
+            return importlib.import_module(f"{__name__}.models")
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     except ModuleNotFoundError as error:
         if error.name == "numpy":  # the one package that nearly every module begins with

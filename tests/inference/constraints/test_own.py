@@ -87,6 +87,17 @@ def test_the_limit_of_tokens_cuts_a_constrained_answer_and_says_so(speller):
         json.loads(text)
 
 
+@pytest.mark.parametrize("mask", [True, {3}, "abc", np.ones(1, bool), np.ones((1, 400), bool), [True, False]])
+def test_a_mask_of_another_shape_is_an_error_and_no_choice(speller, mask):
+    class Odd(Unlimited):
+        def allowed(self):
+            return mask
+
+    for speculation in (False, Speculation()):
+        with pytest.raises(ConstraintError, match=f"each of the {speller.vocabulary} tokens, got"):
+            answer(speller, Odd(), speculation)
+
+
 def test_an_error_of_ones_own_matcher_is_not_masked(speller):
     class Broken(Unlimited):
         def allowed(self):

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -30,6 +32,9 @@ BAD = [
     (lambda: JsonSchema({"type": "object", "properties": {"a": False}, "required": ["a"]}), "nsatisfiable"),
     (lambda: JsonSchema({}, separators=(";", ":")), 'separators must be such as \\(", ", ": "\\), or None, got'),
     (lambda: JsonSchema({}, separators=5), "or None, got 5"),
+    (lambda: JsonSchema('{"const": "\ud800"}'), "lone surrogate"),
+    (lambda: Regex("a\ud800"), "pattern 'a.ud800' has a lone surrogate"),
+    (lambda: Grammar('start: "\udfff"'), "lone surrogate"),
     (lambda: JsonSchema(deep(1000)), "recursion limit"),
     (lambda: JsonSchema({"enum": ["x" * 200_000]}), "at most 131,072 are taken: say it shorter"),
     (lambda: JsonSchema({"allOf": [{"anyOf": [{"required": [i + j]} for j in "abcde"]} for i in "12345678"]}), "large"),
@@ -39,6 +44,7 @@ BAD = [
     (lambda: Regex(b"a"), "must be the text of an expression, got bytes"),
     (lambda: Choice([]), "options must be a list of texts"),
     (lambda: Choice("yes"), "options must be a list of texts"),
+    (lambda: Choice(5), "options must be a list of texts, none of them empty, got 5"),
     (lambda: Choice(["a", ""]), "none of them empty"),
     (lambda: Choice(["a", 1]), "options must be a list of texts"),
     (lambda: Grammar("start: foo"), 'unknown name: "foo"'),
@@ -105,10 +111,40 @@ def test_a_hostile_constraint_costs_a_bounded_answer_or_a_typed_error(speller, c
     assert speller.active_sequences == 0
 
 
+CHAINS = {  # as long as a constraint may be: on a usual stack each of them ended the process
+    "rules": """Grammar("start: a0\\n" + "".join(f"a{i}: a{i + 1}\\n" for i in range(8_000)) + 'a8000: "x"')""",
+    "references": """JsonSchema({
+        "$defs": {f"{i}": {"$ref": f"#/$defs/{i + 1}"} for i in range(3_800)} | {"3800": {"const": 1}},
+        "$ref": "#/$defs/0",
+    })""",
+    "alternatives": """JsonSchema('{"$defs": {' + ",".join(
+        f'"{i}": ' + '{"anyOf":[' * 55 + f'{{"$ref": "#/$defs/{i + 1}"}}' + "]}" * 55 for i in range(180)
+    ) + ',"180": {"const": 1}}, "$ref": "#/$defs/0"}')""",
+}
+
+
+@pytest.mark.parametrize("made", CHAINS.values(), ids=CHAINS)
+def test_a_chain_of_references_does_not_end_the_process(made):
+    check = f"""
+from seawall.inference import Grammar, JsonSchema
+from seawall.inference.generate.constraints import Course
+from tests.inference.constraints.spelling import words
+course = Course(({made}).matcher(words("x", "1")), frozenset([0]))
+assert course.allowed().sum() == 1
+"""
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_constraint_that_nothing_can_keep_ends_its_answer_with_an_error_and_gives_the_cache_back(speller):
     with pytest.raises(ConstraintError):
         answer(speller, Regex(r"[^\s\S]"))
     assert speller.active_sequences == 0
+
+
+def test_a_model_without_an_end_token_takes_no_constraint():
+    with pytest.raises(ConstraintError, match="has no end token"):
+        Regex("a").matcher(replace(words("a"), ends=frozenset()))
 
 
 def test_without_llguidance_the_error_says_what_to_install(monkeypatch):

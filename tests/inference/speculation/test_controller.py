@@ -82,6 +82,17 @@ def test_passes_that_are_interrupted_now_and_then_do_not_count_against_speculati
     assert statistics.mean(disturbed) >= 0.8 * best(0.9, cost)
 
 
+@pytest.mark.parametrize("cost", [0.1, 0.35, 0.8])
+def test_a_drafter_that_is_paid_and_has_nothing_to_say_costs_a_hundredth_of_a_long_answer(cost):
+    one, spent = controller(drafts=[cost]), 0.0
+    for _ in range(1000):
+        plan = one.plan([None], 16)
+        drafting = 0.0 if plan.drafter is None else cost
+        one.learn(plan, 0, 1, drafting, PACE.plain)
+        spent += drafting + PACE.plain
+    assert 1000 * PACE.plain / spent > 0.975
+
+
 def test_a_drafter_that_cannot_pay_at_any_acceptance_is_never_tried():
     assert min(speedups(lambda _: 0.0, cost=1.2, noise=0.0)) == pytest.approx(1.0)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from seawall.inference.errors import InvalidSettingError
+from seawall.inference.errors import ConstraintError, InvalidSettingError
 
 from .constraints import Constraint, Course, Vocabulary
 from .sampling import Greedy, Logits, Sampling, distribution, draw, greedy, is_number
@@ -26,7 +26,7 @@ class Penalties:
 
     Attributes:
         repetition: divides the positive logits, and multiplies the negative ones, of every token that stands in
-            the prompt or the answer (Keskar et al., arXiv 1909.05858); above 0, and above 1 to penalise.
+            the prompt or the answer (Keskar et al., arXiv 1909.05858); from 0.01 to 100, and above 1 to penalise.
         presence: subtracted from the logits of tokens that stand in the answer, in [-100, 100].
         frequency: subtracted once for each time that a token stands in the answer, in [-100, 100].
     """
@@ -36,8 +36,8 @@ class Penalties:
     frequency: float = 0.0
 
     def __post_init__(self) -> None:
-        if not is_number(self.repetition) or not 0 < self.repetition < math.inf:
-            raise InvalidSettingError(f"repetition must be above 0 and finite, got {self.repetition!r}")
+        if not is_number(self.repetition) or not 0.01 <= self.repetition <= 100:
+            raise InvalidSettingError(f"repetition must be from 0.01 to 100, got {self.repetition!r}")
         for name in ("presence", "frequency"):
             if not is_number(value := getattr(self, name)) or not -100 <= value <= 100:
                 raise InvalidSettingError(f"{name} must be in [-100, 100], got {value!r}")
@@ -204,7 +204,8 @@ class Chooser:
         logits = self._allowed(logits, drafted)
         if logits[token] == -np.inf:
             return 0.0
-        return float(1 / np.exp(logits - logits[token]).sum(dtype=np.float64))
+        top = logits[greedy(logits)]
+        return float(np.exp(logits[token] - top) / np.exp(logits - top).sum(dtype=np.float64))
 
     def generator(self, stream: int) -> np.random.Generator:
         """A random generator of this answer's own, for whatever is drawn besides its tokens; each stream another."""
@@ -214,6 +215,10 @@ class Chooser:
         if self._penalties is not None:
             logits = penalised(logits, self._penalties, self._prompt, self._answer + Counter(drafted))
         if self.course is not None and (mask := self.course.allowed(drafted)) is not None:
+            if np.shape(mask) != logits.shape:
+                raise ConstraintError(
+                    f"a constraint must allow or forbid each of the {len(logits)} tokens, got {mask!r:.80}"
+                )
             logits = np.where(mask, logits, np.float32(-np.inf))
         return logits
 

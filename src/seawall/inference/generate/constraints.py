@@ -6,7 +6,7 @@ The grammars themselves are compiled in `grammars`, with the package `llguidance
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -87,6 +87,10 @@ class _Grammar:
             raise ConstraintError(
                 f"{name} has {len(source):,} characters, and at most {_MOST_CHARACTERS:,} are taken: say it shorter"
             )
+        try:
+            source.encode()
+        except UnicodeEncodeError as error:
+            raise ConstraintError(f"{name} {source!r:.80} has a lone surrogate: replace it") from error
         grammar = translate(source)
         grammars.check(grammar, f"{name} {source!r:.80}")
         object.__setattr__(self, "_grammar", grammar)
@@ -166,7 +170,8 @@ class Choice(_Grammar):
     def __post_init__(self) -> None:
         from . import grammars
 
-        options = () if isinstance(self.options, str) else tuple(self.options)
+        given: Any = self.options
+        options = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
         if not options or not all(type(option) is str and option for option in options):
             raise ConstraintError(f"options must be a list of texts, none of them empty, got {self.options!r:.200}")
         object.__setattr__(self, "options", options)
@@ -210,7 +215,7 @@ class Course:
         mask = self._masks[-1]
         if isinstance(mask, str):
             mask = self._matcher.allowed()
-            if mask is not None and not mask.any():
+            if mask is not None and not np.any(mask):
                 raise ConstraintError("the constraint allows no token at all here, not even the end of the answer")
             self._masks[-1] = mask
         return mask

@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -192,9 +191,7 @@ class Decoder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property
@@ -334,7 +331,10 @@ class Decoder:
             speculate=speculate,
             held=held,
         )
-        self._active.add(sequence)
+        with self._lock:
+            self._active.add(sequence)
+        if self._session is None:  # closed meanwhile: whoever closed it could not see this one
+            sequence.close()
         return sequence
 
     def prepare(self, constraint: Constraint) -> None:
@@ -357,9 +357,9 @@ class Decoder:
     def close(self) -> None:
         """Close every sequence and let the model go; a running step stops first, in its own thread."""
         with self._lock:
-            self._session = None
+            self._session, active = None, list(self._active)
             self._free.clear()
-        for sequence in list(self._active):
+        for sequence in active:
             sequence.close()
         if self._draft is not None:
             self._draft.close()

@@ -9,7 +9,8 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,8 +26,12 @@ except ImportError as error:
 _KEPT = 64  # compiled grammars of one vocabulary
 _LIMITS = LLParserLimits(
     max_lexer_states=25_000,  # of 1 to 2 kB each
+    step_lexer_fuel=60_000,  # 3,000 letters of any alphabet take 30,000; 200,000, as usual, let one step take 3 s
     verbose_errors=False,  # a message would quote the answer
 )
+_STACK = 256 << 20  # bytes, taken as they are used: 64 MiB do for a chain of 20,000 rules, 8 MiB not for 3,000
+_stack_size = threading.Lock()  # the setting is the process's
+_T = TypeVar("_T")
 _compilers: weakref.WeakKeyDictionary[Vocabulary, _Compiler] = weakref.WeakKeyDictionary()
 _compilers_lock = threading.Lock()  # held for microseconds, never while compiling
 
@@ -59,13 +64,15 @@ def of_lark(lark: str) -> str:
 
 def check(grammar: str, what: str) -> None:
     """ConstraintError if a grammar cannot be followed, whatever the vocabulary."""
-    failed, told = LLMatcher.validate_grammar_with_warnings(grammar, limits=_LIMITS)
+    failed, told = _with_room(lambda: LLMatcher.validate_grammar_with_warnings(grammar, limits=_LIMITS))
     if failed:
         raise ConstraintError(f"{what} cannot be followed: {_told(told[0])}")
 
 
 def matcher(grammar: str, vocabulary: Vocabulary) -> GrammarMatcher:
     """A matcher at the beginning of a grammar, which is compiled once and then copied."""
+    if not vocabulary.ends:
+        raise ConstraintError("the model has no end token, so no answer under a constraint could end")
     with _compilers_lock:
         compiler = _compilers.get(vocabulary)
     if compiler is None:
@@ -124,7 +131,7 @@ class _Compiler:
             if found is not None:
                 self._compiled.move_to_end(grammar)
         if found is None:
-            found = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
+            found = _with_room(lambda: LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS))
             if found.is_error():
                 raise ConstraintError(f"the constraint cannot be followed: {_told(found.get_error())}")
             with self._lock:
@@ -148,6 +155,18 @@ class _Tokens:
 
     def __call__(self, text: str) -> list[int]:
         return self._encode(text)
+
+
+def _with_room(work: Callable[[], _T]) -> _T:
+    """Do it on a large stack: llguidance recurses from rule to rule, and a stack that overflows ends the process."""
+    with ThreadPoolExecutor(1) as pool:
+        with _stack_size:
+            usual = threading.stack_size(_STACK)
+            try:
+                done = pool.submit(work)
+            finally:
+                threading.stack_size(usual)
+        return done.result()
 
 
 def _told(message: object) -> str:

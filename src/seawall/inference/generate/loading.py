@@ -146,6 +146,8 @@ def checked_config(model: PreparedModel) -> dict[str, Any]:
     wrong = [name for name in _SIZES if type(config.get(name)) is not int or config[name] < 1]
     wrong += [] if isinstance(config.get("rope_base"), float) else ["rope_base"]
     wrong += [name for name, kind in _FACTS.items() if not isinstance(facts.get(name), kind)]
+    if not wrong and not all(type(token) is int and 0 <= token < config["vocabulary"] for token in facts["end_tokens"]):
+        wrong = ["end_tokens"]
     if wrong:
         raise CorruptModelError(model.folder, f"its manifest says nothing usable about {', '.join(wrong)}")
     return config

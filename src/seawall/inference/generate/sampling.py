@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +28,7 @@ class Sampling:
     speculation or without; without it every sequence is seeded by the operating system.
 
     Attributes:
-        temperature: above 0; below 1 sharpens, above 1 flattens.
+        temperature: from 1e-30 to 1e30; below 1 sharpens, above 1 flattens.
         top_k: keep this many of the likeliest; 0 keeps all.
         top_p: keep the likeliest until their probabilities add up to this, in (0, 1].
         min_p: keep what is at least this fraction as likely as the likeliest, in [0, 1].
@@ -42,8 +41,8 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        rule = "above 0 and finite (for 0 use Greedy())"
-        _check(is_number(self.temperature) and 0 < self.temperature < math.inf, "temperature", rule, self.temperature)
+        rule = "from 1e-30 to 1e30 (for 0 use Greedy())"  # a logit divided by it has to be a float32
+        _check(is_number(self.temperature) and 1e-30 <= self.temperature <= 1e30, "temperature", rule, self.temperature)
         _check(type(self.top_k) is int and self.top_k >= 0, "top_k", "a whole number, 0 or more", self.top_k)
         _check(is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p)
         _check(is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", "in [0, 1]", self.min_p)
@@ -52,8 +51,8 @@ class Sampling:
 
 
 def is_number(value: object) -> bool:
-    """Whether something is a number, numpy's included; True and False are not."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    """Whether something is an int or a float, numpy's included; True and False are not, nor are fractions."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def _check(good: bool, name: str, rule: str, value: object) -> None:
@@ -120,8 +119,8 @@ def noise(key: int, tokens: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np
     mixed ^= mixed >> np.uint64(27)
     mixed *= np.uint64(0x94D049BB133111EB)
     mixed ^= mixed >> np.uint64(31)
-    uniform = ((mixed >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # never 0, never 1
-    return -np.log(uniform)
+    uniform = ((mixed >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return -np.log(np.minimum(uniform, 1 - 2.0**-53))  # never of 0, nor of 1, which the last one is rounded to
 
 
 def distribution(logits: Logits, rules: Sampling) -> tuple[np.ndarray[Any, Any] | None, np.ndarray[Any, Any]]:

@@ -7,8 +7,9 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from seawall.inference.errors import (
     DecoderClosedError,
@@ -82,6 +83,9 @@ class Sequence:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a sequence can't be copied or sent, for two would write into one cache: start another")
 
     def __iter__(self) -> Iterator[Step]:
         """All the steps that are left."""
@@ -209,8 +213,7 @@ class Sequence:
 
 
 def _release(give_back: Callable[[Slot], None], slot: Slot, held: Seq[Drafting]) -> None:
-    try:
+    with ExitStack() as releasing:  # whatever a drafter raises while it closes, the others close too
+        releasing.callback(give_back, slot)
         for drafting in held:
-            drafting.close()
-    finally:
-        give_back(slot)
+            releasing.callback(drafting.close)

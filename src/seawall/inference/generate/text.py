@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from seawall.inference.errors import InvalidSettingError
 
@@ -12,8 +13,10 @@ _MOST_STOPS, _LONGEST_STOP = 16, 256  # they are searched for at every token
 
 def checked_stops(stop: Sequence[str]) -> tuple[str, ...]:
     """The stop strings, if they are usable; InvalidSettingError otherwise."""
+    given: Any = stop
     if (
-        isinstance(stop, str)
+        isinstance(given, str)
+        or not isinstance(given, Collection)
         or len(stop) > _MOST_STOPS
         or not all(type(text) is str and 0 < len(text) <= _LONGEST_STOP for text in stop)
     ):

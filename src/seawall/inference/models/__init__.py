@@ -1,7 +1,4 @@
-"""Models on disk: the catalogue, the explicit fetch, and the one-time conversion from GGUF to ONNX.
-
-Nothing here is imported before it is used: `add` needs the standard library only.
-"""
+"""Models on disk: the catalogue, the explicit fetch, and the one-time conversion from GGUF to ONNX."""
 
 from __future__ import annotations
 

@@ -49,8 +49,6 @@ def convert(files: Mapping[str, Path], folder: Path, progress: Callable[[float],
         raise CorruptModelError(files[TOKENIZER_FILE], "it has tokens that the model does not know")
     with SafetensorsFile(files[WEIGHTS_FILE]) as weights:
         write_graph(folder, weights, config, progress=progress)
-    tokenizer.no_truncation()  # both are ours, and told to the caller
-    tokenizer.no_padding()
     tokenizer.save(str(folder / FILE), pretty=False)
     return {"kind": KIND, "config": asdict(config), "max_tokens": config.max_tokens}
 

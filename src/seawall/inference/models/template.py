@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,7 +18,9 @@ from seawall.inference.errors import CorruptModelError, MissingExtraError
 
 try:
     from jinja2 import nodes
+    from jinja2.runtime import Context
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
     from jinja2.visitor import NodeTransformer
 except ImportError as error:
     raise MissingExtraError(error.name or "jinja2") from error
@@ -28,7 +30,14 @@ _WORK = 250_000  # turns, calls and operations of one rendering: some seconds at
 _WEIGHT = 1 << 20  # characters and items of one value, besides what the messages bring
 _RANGE = 10_000
 _WIDEST = 16  # of an indentation
+_BITS = 1024  # of a whole number
 _SPREADING = frozenset(("center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill"))
+_TO_BYTES = frozenset(("encode", "to_bytes"))  # whose methods spread as well, and no template needs them
+_READING = (  # tests that look at all of a value
+    "!=", "<", "<=", "==", ">", ">=", "eq", "equalto", "ge", "greaterthan", "gt", "in", "le", "lessthan", "lower", "lt",
+    "ne", "upper",
+)  # fmt: skip
+_GLANCING = frozenset(("abs", "attr", "count", "d", "default", "first", "last", "length"))  # filters that do not
 # Those that make no more of what they are given; `_own` has others.
 _FILTERS = (
     "abs", "attr", "capitalize", "count", "d", "default", "dictsort", "first", "float", "int", "items", "last",
@@ -70,9 +79,11 @@ def compiled(source: str, functions: Mapping[str, Callable[..., object]]) -> Cal
         raise CorruptModelError("chat template", f"it has {len(source):,} characters, over {_LONGEST:,}")
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, optimized=False)
     usual = {name: environment.filters[name] for name in _FILTERS}
-    environment.filters = {name: _weighed(found) for name, found in (usual | _own()).items()}
+    environment.filters = {name: _weighed(found, name) for name, found in (usual | _own()).items()}
+    tests: dict[str, Any] = environment.tests
+    tests |= {name: _weighed(tests[name], name) for name in _READING}
     del environment.globals["lipsum"]
-    environment.globals |= {"range": _range, **functions}
+    environment.globals |= {"range": _range, "namespace": _Namespace, **functions}
     try:
         template = environment.from_string(_Counting().visit(environment.parse(source)))
     except Exception as error:  # where it nests too deep, a RecursionError, or a SyntaxError of Python's
@@ -105,11 +116,11 @@ def _weigh(value: object, most: int | None) -> tuple[int, int]:
         elif isinstance(one, Mapping):
             weight += len(one)
             left += [*one.keys(), *one.values()]
-        elif isinstance(one, (list, tuple, set)):
+        elif isinstance(one, (list, tuple, set, KeysView, ValuesView, ItemsView)):
             weight += len(one)
-            left += one
-        elif isinstance(one, int):
-            weight += one.bit_length() >> 3
+            left.extend(one)
+        elif isinstance(one, int) and one.bit_length() > _BITS:
+            raise WorkLimitError(f"it makes a number of more than {_BITS:,} bits")
     return weight, steps
 
 
@@ -122,14 +133,23 @@ def _made(value: Any) -> Any:
     return value
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Weighs what operators and calls make, and refuses what would spread before it does."""
+class _Namespace(Namespace):
+    """Namespaces may hold each other: a text of what they hold would be as long as two to the power of their number."""
 
-    intercepted_binops = frozenset(("+", "*", "**", "%"))
+    def __repr__(self) -> str:
+        return "<Namespace>"
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Weighs what operators and calls read and make, and refuses what would spread before it does."""
+
+    intercepted_binops = frozenset(("+", "-", "*", "**", "/", "//", "%"))
 
     @staticmethod
     def concat(texts: Iterable[str]) -> str:
         """The text of a block."""
+        texts = list(texts)
+        _budget.get().check(sum(map(len, texts)))
         found: str = _made("".join(texts))
         return found
 
@@ -137,18 +157,20 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         """Call what a template calls."""
         method = getattr(__obj, "__wrapped__", __obj)
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
-        if isinstance(owner, (str, bytes)):
-            if name in _SPREADING:
-                raise WorkLimitError(f"it calls str.{name}")
+        _made((args, kwargs))
+        if isinstance(owner, (str, int)) and name in _SPREADING | _TO_BYTES:
+            raise WorkLimitError(f"it calls {type(owner).__name__}.{name}")
+        if not isinstance(owner, Context):
             _made(owner)  # a method reads all of it
-            if isinstance(owner, str) and name in ("replace", "join"):
-                return (_replace if name == "replace" else _join_with)(owner, *args, **kwargs)
+        if isinstance(owner, str) and name in ("replace", "join"):
+            return (_replace if name == "replace" else _join_with)(owner, *args, **kwargs)
         return _made(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Apply an operator."""
         if operator == "**" or (operator == "%" and isinstance(left, (str, bytes))):
             raise WorkLimitError(f"it uses {operator}")
+        _made((left, right))
         if operator == "*":
             for values, times in ((left, right), (right, left)):
                 if isinstance(times, (int, float)) and not isinstance(values, (int, float)):
@@ -172,6 +194,19 @@ class _Counting(NodeTransformer):
         self.generic_visit(node)
         return _filtered(nodes.List(node.nodes, lineno=node.lineno), "join")
 
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
+        """A comparison, both sides weighed."""
+        self.generic_visit(node)
+        node.expr = _filtered(node.expr, "_literal")
+        for operand in node.ops:
+            operand.expr = _filtered(operand.expr, "_literal")
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        """An item, or a part that is copied."""
+        self.generic_visit(node)
+        return _filtered(node, "_literal") if isinstance(node.arg, nodes.Slice) else node
+
     def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
         """A list, weighed."""
         self.generic_visit(node)
@@ -189,9 +224,11 @@ def _filtered(node: Any, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
-def _weighed(filter_: Callable[..., Any]) -> Callable[..., Any]:
+def _weighed(filter_: Callable[..., Any], name: str) -> Callable[..., Any]:
     @functools.wraps(filter_)  # copies what tells jinja2 to pass a context
     def run(*args: Any, **kwargs: Any) -> Any:
+        if name not in _GLANCING:
+            _made([one for one in args if not isinstance(one, Context)])
         found = filter_(*args, **kwargs)
         return _made(list(found) if isinstance(found, Iterator) else found)
 

@@ -107,7 +107,7 @@ class TextCodec:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text in which the model's control tokens act as such; for templates."""
-        return _ids(self._tokenizer, text)
+        return self._ids(self._tokenizer, text)
 
     def encode_verbatim(self, text: str) -> list[int]:
         """Tokens of a text that is only text: a control token's name in it is spelled out in letters."""
@@ -115,7 +115,7 @@ class TextCodec:
             if self._verbatim is None:
                 self._verbatim = load_tokenizer(self._path)
                 self._verbatim.encode_special_tokens = True
-        return _ids(self._verbatim, text)
+        return self._ids(self._verbatim, text)
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes that one token stands for; none for control and unknown tokens."""
@@ -126,25 +126,38 @@ class TextCodec:
             self._bytes[token] = known
         return known
 
+    def _ids(self, tokenizer: Any, text: str) -> list[int]:
+        try:
+            found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError as error:  # of a str, only where UTF-8 cannot hold it
+            raise InvalidPromptError("a text must be Unicode without lone surrogates: replace them first") from error
+        except BaseException as error:
+            if not _is_failure(error):
+                raise
+            raise CorruptModelError(self._path, f"its tokenizer fails: {error}") from error
+        return found
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The whole text of a list of tokens."""
         return b"".join(map(self.bytes_of, tokens)).decode("utf-8", errors="replace")
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    try:
-        found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    except TypeError as error:  # of a str, only where UTF-8 cannot hold it
-        raise InvalidPromptError("a text must be Unicode without lone surrogates: replace them first") from error
-    return found
-
-
 def load_tokenizer(path: Path) -> Any:
-    """The tokenizer in a `tokenizer.json`, or CorruptModelError."""
+    """The tokenizer in a `tokenizer.json`, which neither cuts nor pads, or CorruptModelError."""
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
+        tokenizer = Tokenizer.from_file(str(path))
+    except BaseException as error:
+        if not _is_failure(error):
+            raise
         raise CorruptModelError(path, f"the tokenizer cannot be read: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _is_failure(error: BaseException) -> bool:
+    """Whether tokenizers has failed: it raises bare Exception, and where a file deceives it PanicException, not one."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _byte_alphabet() -> dict[str, int]:

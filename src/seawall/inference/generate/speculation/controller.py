@@ -166,6 +166,8 @@ class Controller:
             expected = (self.costs.verify(drafted + 1) + drafted * self.costs.draft(plan.drafter)) / self.costs.load
             self._ahead += decided * plain - min(seconds, _WORST * expected)  # an interrupted pass proves nothing
             self._ahead = min(self._ahead, plain * 64)
+        elif plan.drafter is not None:  # it was paid, and had nothing to say
+            self._ahead -= draft_seconds / self.costs.load
         kept = 0.9**passes
         self._recent = [kept * self._recent[0] + decided, kept * self._recent[1] + seconds]
         for drafter, wait in enumerate(self._wait):
@@ -175,7 +177,7 @@ class Controller:
             self._quiet[drafter] = 0
             if plan.experiment:
                 self._experiments += max(0.0, seconds - decided * plain)
-                self._wait[drafter] = _SHORT if decided > drafted else min(2 * wait, _LONG)
+                self._wait[drafter] = _SHORT if decided > drafted > 0 else min(2 * wait, _LONG)
 
     def expect(self, plan: Plan, offers: Sequence[Sequence[Proposal] | None]) -> tuple[float, float]:
         """Tokens and seconds that a round is expected to give and take."""

@@ -116,6 +116,8 @@ class CorpusDraft:
     chances: ClassVar[tuple[float, ...]] = (0.1, 0.2, 0.35, 0.6, 0.8, 0.9, 0.95)[: len(STRENGTHS)]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.corpus, Corpus):
+            raise InvalidSettingError(f"corpus must be Corpus(documents), got {self.corpus!r:.200}")
         check_shortest(self.shortest, _DEPTH)
 
     def cost(self) -> float:

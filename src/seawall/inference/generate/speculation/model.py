@@ -43,6 +43,12 @@ class ModelDraft:
     name: str = "model"
     chances: tuple[float, ...] = (0.65, 0.85, 0.92, 0.96, 0.985)
 
+    def __post_init__(self) -> None:
+        from seawall.inference.generate.decoder import Decoder  # which imports this module
+
+        if not isinstance(self.decoder, Decoder):
+            raise InvalidSettingError(f"decoder must be a loaded Decoder, got {self.decoder!r:.200}")
+
     def cost(self) -> float:
         """A plain pass of the draft model, timed the first time it is asked for."""
         return self.decoder.pace().plain

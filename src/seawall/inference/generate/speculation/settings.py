@@ -50,9 +50,12 @@ class Speculation:
         if len(set(names)) != len(names):
             raise InvalidSettingError(f"drafters must have different names, got {names!r}")
         for drafter in self.drafters:
-            if not drafter.chances or not all(0 < chance < 1 for chance in drafter.chances):
+            chances: Any = drafter.chances
+            listed = isinstance(chances, (tuple, list)) and len(chances) > 0
+            if not listed or not all(is_number(chance) and 0 < chance < 1 for chance in chances):
                 raise InvalidSettingError(
-                    f"the chances of drafter {drafter.name!r} must lie between 0 and 1, got {drafter.chances!r}"
+                    f"the chances of drafter {drafter.name!r} must be numbers between 0 and 1, one for each class of "
+                    f"strength, such as (0.5,), got {chances!r:.200}"
                 )
         _whole("most", self.most)
         if self.length is not None:

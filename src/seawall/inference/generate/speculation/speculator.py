@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import accumulate, islice
 from operator import mul
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from .target import Rows, Target
 from .verify import Probabilities, verify_chosen, verify_drawn
 
 _STREAM = 1
+_SUM = 1e-3  # by which probabilities in float32 may miss 1
 _TOGETHER = 8  # plain passes that the controller hears of at once: to tell it of each would cost a hundredth of each
 
 
@@ -182,19 +184,32 @@ class Speculator:
 
     def close(self) -> None:
         """Let every drafter give back what it holds."""
-        for drafting in self._draftings:
-            drafting.close()
+        with ExitStack() as closing:
+            for drafting in self._draftings:
+                closing.callback(drafting.close)
 
     def _proposals(self, drafter: int, turn: Turn) -> Iterator[Proposal]:
         """What a drafter says, as far as it is asked: it may know no end, and a user's own may say anything."""
         for proposal in islice(self._draftings[drafter].propose(turn), turn.most):
-            token: Any = proposal.token
-            if not isinstance(token, (int, np.integer)) or not 0 <= token < self._vocabulary:
-                raise InvalidSettingError(
-                    f"drafter {self._settings.drafters[drafter].name!r} proposed token {token!r}, which is not one of "
-                    f"the model's: an int from 0 to {self._vocabulary - 1}"
-                )
+            if wrong := self._wrong(proposal):
+                raise InvalidSettingError(f"drafter {self._settings.drafters[drafter].name!r} proposed {wrong}")
             yield proposal
+
+    def _wrong(self, proposal: Any) -> str | None:
+        if not isinstance(proposal, Proposal):
+            return f"{proposal!r:.80}, which is no Proposal(token)"
+        token: Any = proposal.token
+        strength: Any = proposal.strength
+        if not isinstance(token, (int, np.integer)) or not 0 <= token < self._vocabulary:
+            return f"token {token!r}, which is not one of the model's: an int from 0 to {self._vocabulary - 1}"
+        if not isinstance(strength, (int, np.integer)) or strength < 0:
+            return f"strength {strength!r}, which is none of its classes: an int from 0"
+        whole: Any = proposal.drawn_from
+        if whole is None or self._settings.rule != "drawn":
+            return None
+        if not isinstance(whole, np.ndarray) or whole.shape != (self._vocabulary,) or not _is_distribution(whole):
+            return f"token {token} as drawn from what is no distribution over all {self._vocabulary} tokens"
+        return None
 
     def _draft(self, plan: Plan, offers: Sequence[Sequence[Proposal] | None], turn: Turn) -> list[Proposal]:
         assert plan.drafter is not None
@@ -219,7 +234,7 @@ class Speculator:
     def _verify(self, draft: Sequence[Proposal], rows: Rows) -> list[int]:
         if not draft and self._settings.rule == "chosen":
             return [self._chooser.choose(rows[0])]
-        tokens = [proposal.token for proposal in draft]
+        tokens = [int(proposal.token) for proposal in draft]
         threshold = self._settings.accept_above
         chooser = self._chooser
 
@@ -310,6 +325,10 @@ class Speculator:
     def _turn(self, options: ort.RunOptions) -> Turn:
         most = self._settings.length or self._settings.most
         return Turn(most, self._chooser, self._settings.rule == "drawn", options)
+
+
+def _is_distribution(whole: Probabilities) -> bool:
+    return bool(whole.min() >= 0 and abs(whole.sum(dtype=np.float64) - 1) < _SUM)  # neither holds of NaN
 
 
 def certain(token: int, vocabulary: int) -> Probabilities:

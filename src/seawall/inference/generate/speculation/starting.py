@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from seawall.inference.errors import InvalidSettingError
 
 from ..choosing import Chooser
+from ..sampling import is_number
 from ..slot import Slot
 from .controller import Controller
 from .costs import Costs
-from .drafter import Drafting, Host
+from .drafter import Drafter, Drafting, Host
 from .forced import Forced
 from .settings import Speculation
 from .speculator import Speculator
@@ -55,7 +57,7 @@ def begin(
         for drafter in settings.drafters:
             draftings.append(drafter.start(prompt, host))
             hold(draftings[-1])
-        costs = Costs(pace, [drafter.cost() for drafter in settings.drafters])
+        costs = Costs(pace, [_cost(drafter) for drafter in settings.drafters])
         chances = [drafter.chances for drafter in settings.drafters]
         controller = Controller(chances, costs, most=settings.most, length=settings.length)
         speculator = Speculator(
@@ -70,3 +72,10 @@ def begin(
         return Started(target, speculator)
 
     return start
+
+
+def _cost(drafter: Drafter) -> float:
+    seconds = drafter.cost()
+    if not is_number(seconds) or not 0 <= seconds < math.inf:
+        raise InvalidSettingError(f"the cost of drafter {drafter.name!r} must be seconds, 0 or more, got {seconds!r}")
+    return seconds
