@@ -1,7 +1,7 @@
 """A model in an application of your own, behind OpenAI's API, with its probes and metrics.
 
     pip install 'seawall[cpu,web,prometheus]' && seawall models add smollm2-135m
-    python examples/openai_server.py 8000
+    python examples/openai_server.py [PORT]
 
     curl localhost:8000/v1/chat/completions -H 'content-type: application/json' -d '{
         "model": "smollm2-135m", "messages": [{"role": "user", "content": "Why is the sea salty?"}], "stream": true}'
@@ -58,4 +58,5 @@ app = Starlette(
 )
 
 if __name__ == "__main__":
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", timeout_graceful_shutdown=30)
+    port = int(sys.argv[1]) if sys.argv[1:] else 8000
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=30)

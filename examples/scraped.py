@@ -1,8 +1,9 @@
 """A service that Prometheus scrapes: guarded calls, some of which fail, and its metrics on `/metrics`.
 
+    pip install 'seawall[prometheus,otel]'
     python examples/scraped.py 9102
 
-With `tracing` as a second argument each histogram carries exemplars, which need OpenTelemetry's SDK.
+The port may be left out. With `tracing` after it each histogram carries exemplars, which need OpenTelemetry's SDK.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ async def main() -> None:
         install(registry=registry, tracer_provider=TracerProvider())
     else:
         install(registry=registry)
-    server, _ = start_http_server(int(sys.argv[1]), "127.0.0.1", registry)
+    server, _ = start_http_server(int(sys.argv[1]) if sys.argv[1:] else 9102, "127.0.0.1", registry)
     print(f"metrics on http://127.0.0.1:{server.server_port}/metrics", flush=True)
     while True:
         await checkout()

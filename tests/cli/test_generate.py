@@ -100,7 +100,7 @@ def test_a_constrained_answer_that_is_cut_fails_and_says_so(capsys, on):
 
 
 WRONG = [
-    (["generate", "ab", "--temperature", "-1"], "temperature must be above 0"),
+    (["generate", "ab", "--temperature", "-1"], "temperature must be from"),
     (["generate", "ab", "--max-tokens", "0"], "max_tokens must be a whole number of at least 1, got 0"),
     (["generate", "ab", "--regex", "(a"], "unclosed group"),
     (["generate", ""], "the prompt is empty"),

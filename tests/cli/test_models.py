@@ -19,6 +19,15 @@ def test_the_list_names_each_model_its_size_and_what_to_type_to_get_it(capsys):
     assert "smollm2-135m  98 MB  Apache-2.0" in line
 
 
+def test_a_model_whose_source_was_removed_is_listed_with_what_was_made_of_it(capsys, tmp_path):
+    made = tmp_path / "magika" / "original-v1-0123"
+    made.mkdir(parents=True)
+    (made / "manifest.json").write_text("{}")
+    assert main(["models", "list"]) == 0
+    *_, line = capsys.readouterr().out.splitlines()
+    assert line.endswith(f"  {made}")
+
+
 def test_an_unknown_model_is_one_line_that_names_the_known_ones(capsys):
     assert main(["models", "add", "smollm9"]) == 1
     error = capsys.readouterr().err

@@ -29,12 +29,20 @@ def _list(options: argparse.Namespace) -> int:
     from seawall.inference import models
 
     for entry in models.CATALOGUE.values():
-        try:
-            where = str(models.locate(entry.name))
-        except Exception as error:
-            where = str(error)
-        sys.stdout.write(f"{entry.name}  {entry.size / 1e6:.0f} MB  {entry.licence}  {where}\n")
+        sys.stdout.write(f"{entry.name}  {entry.size / 1e6:.0f} MB  {entry.licence}  {_where(entry.name)}\n")
     return 0
+
+
+def _where(name: str) -> str:
+    """Where its weights are or, if they were removed since, what was made of them: no more is needed to load it."""
+    from seawall.inference import models
+
+    try:
+        return str(models.locate(name))
+    except Exception as error:
+        folder = models.cache_folder() / name
+        made = sorted(str(file.parent) for file in folder.glob("[!.]*/manifest.json"))
+        return ", ".join(made) or str(error)
 
 
 def _add(options: argparse.Namespace) -> int:

@@ -107,7 +107,7 @@ def _positive(kind: type[int | float], *, or_zero: bool = False) -> Callable[[st
 
 def _serve(options: argparse.Namespace) -> int:
     keys = _keys(options.api_key_env)
-    with _listen(options.host, options.port) as listener:
+    with listen(options.host, options.port) as listener:
         if keys is None and not options.host.startswith(_LOOPBACK):
             sys.stderr.write("seawall: no --api-key-env: whoever can reach this address may ask\n")
         asyncio.run(_run(options, keys, listener))
@@ -116,7 +116,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 async def _run(options: argparse.Namespace, keys: list[str] | None, listener: socket.socket) -> None:
     from seawall import Engine
-    from seawall.inference.embed.embedder import Embedder
+    from seawall.inference import Embedder
     from seawall.telemetry import embeddings
     from seawall.web.openai import OpenAIRouter
 
@@ -226,13 +226,18 @@ async def _serving(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(hold)
         await server.serve(sockets=[listener])
+        if not replica.warm and not failed:
+            os._exit(0)  # told to stop while the model loads or is converted, which nothing else ends for minutes
         tasks.cancel_scope.cancel()
     if failed:
         raise failed[0]
 
 
 def _server(replica: Replica, delay: float, patience: float) -> uvicorn.Server:
-    """A server that, told to stop, first says so and goes on for `delay` seconds."""
+    """A server that, told to stop, first says so and goes on for `delay` seconds, then waits `patience` for answers.
+
+    It cancels none that are left: the engine that is closed after it ends each with an error that the client reads.
+    """
     try:
         import uvicorn
     except ImportError as error:
@@ -254,24 +259,29 @@ def _server(replica: Replica, delay: float, patience: float) -> uvicorn.Server:
             self.should_exit = self.should_exit or time.monotonic() >= self.stop_at
             return await super().on_tick(counter)
 
-    return Server(
-        uvicorn.Config(
-            replica,
-            lifespan="off",
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=math.ceil(patience),
-        )
-    )
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            late = asyncio.get_running_loop().call_later(patience, setattr, self, "force_exit", True)
+            try:
+                await super().shutdown(sockets)
+            finally:
+                late.cancel()
+
+    config = uvicorn.Config(replica, lifespan="off", log_level="warning", access_log=False, server_header=False)
+    return Server(config)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A socket that listens before the model is loaded, so that a taken port is known at once."""
     if not 0 <= port <= 65_535:
         raise InvalidSettingError(f"--port must be from 0 to 65535, got {port}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        rule = "must be an address of this machine and a port that is free (0 for any)"
+        raise InvalidSettingError(f"--host and --port {rule}: {error.strerror}") from error
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio sets it on sockets of its own making alone
+    return listener
 
 
 def _keys(variable: str | None) -> list[str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import threading
 
 import openai
@@ -23,6 +24,7 @@ from seawall.inference.errors import (
     RuntimeExhaustedError,
     RuntimeFailure,
 )
+from seawall.web.openai.errors import OpenAIAnswers
 from tests.web.openai.conftest import post
 from tests.web.openai.scripted import WORDS, ScriptedEngine, events
 
@@ -115,6 +117,15 @@ def test_a_refusal_says_when_to_come_back(serve, scripted, error):
         ask(serve(scripted))
 
     assert 3 <= int(caught.value.response.headers["retry-after"]) <= 4
+
+
+@pytest.mark.parametrize(("wait", "least", "most"), [(0.004, 500, 625), (0.5, 500, 625), (0.8, 800, 1000)])
+def test_who_is_refused_a_place_that_is_free_in_no_time_does_not_spend_its_retries_at_once(wait, least, most):
+    answers = OpenAIAnswers(rng=random.Random(0))
+    refusal = answers.answer_to(BulkheadFullError("engine", retry_after=wait))
+    waits = {int(answers.headers(refusal)["retry-after-ms"]) for _ in range(100)}
+
+    assert least <= min(waits) < max(waits) <= most
 
 
 def test_the_client_tries_again_where_it_may_and_gets_its_answer(serve):

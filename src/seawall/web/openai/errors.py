@@ -36,6 +36,7 @@ from seawall.web.answers import JITTER, Answer, Answers, Mapped
 
 INVALID = "invalid_request_error"
 _TYPES = {401: INVALID, 429: "rate_limit_exceeded", 503: "server_overloaded", 504: "timeout"}
+_SOONEST = 0.5  # s, the clients' own first pause: many are told of the one place that is free next, and few retry twice
 
 
 class RequestError(Exception):
@@ -110,8 +111,8 @@ class OpenAIAnswers(Answers):
         if headers["content-type"] == "application/problem+json":
             headers["content-type"] = "application/json"
         if isinstance(answer, Envelope) and answer.retry_after is not None and answer.retry_after < 1:
-            jittered = answer.retry_after * (1 + JITTER * self._rng.random())
-            headers["retry-after-ms"] = str(max(1, math.ceil(1000 * jittered)))
+            jittered = max(answer.retry_after, _SOONEST) * (1 + JITTER * self._rng.random())
+            headers["retry-after-ms"] = str(math.ceil(1000 * jittered))
         return headers
 
 
