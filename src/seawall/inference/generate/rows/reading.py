@@ -9,7 +9,7 @@ from ..slot import CHUNK
 from .pool import Pool
 from .row import Row
 
-LEAST = 8  # shorter parts read hardly fewer weights for hardly any tokens
+LEAST = 6  # shorter parts read hardly fewer weights for hardly any tokens
 _SHARE = 0.8  # of the time that decoding took: parts are a little quicker or slower than the last ones were
 _WEIGHT = 0.3  # of a new measurement
 
