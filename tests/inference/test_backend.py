@@ -485,3 +485,4 @@ def test_a_drain_for_no_number_of_seconds_is_refused_before_it_begins(endless, t
 
 def test_a_drain_may_last_for_ever(endless):
     assert endless.drain(float("inf"))
+    assert endless.drain(timedelta(seconds=1))

@@ -235,7 +235,7 @@ class Embedder(Closing):
         self.embed_sync([_SAMPLES[0]])
         return time.perf_counter() - start
 
-    def drain(self, timeout: float | None = None) -> bool:
+    def drain(self, timeout: float | timedelta | None = None) -> bool:
         """Take no more texts, and wait for those in flight; see `Backend.drain`."""
         return self._asked.drain(timeout)
 

@@ -26,8 +26,8 @@ from seawall.inference.errors import (
 from seawall.inference.quality import manifest
 
 from . import loading, memory, ort
-from .calls import Call, Cancellation, Watchdog, seconds_of
-from .closing import Closing, abandoned, drain_seconds
+from .calls import Call, Cancellation, Watchdog, drain_seconds, seconds_of
+from .closing import Closing, abandoned
 from .inputs import Array, InputRules, Port
 from .outputs import check_finite, narrow_types, wanted
 from .providers import CPU, Provider
@@ -275,7 +275,7 @@ class Backend(Closing):
         """Whether it takes no more calls."""
         return self._closing
 
-    def drain(self, timeout: float | None = None) -> bool:
+    def drain(self, timeout: float | timedelta | None = None) -> bool:
         """Take no more calls, and wait until those in flight have ended; False if `timeout` seconds were too few.
 
         Blocks, so on an event loop await it in a thread.

@@ -167,3 +167,12 @@ def seconds_of(deadline: float | timedelta, setting: str = "deadline") -> float:
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or math.isnan(seconds):
         raise InvalidSettingError(f"{setting} must be a number of seconds, got {deadline!r}")
     return min(float(seconds), _LONGEST)
+
+
+def drain_seconds(timeout: float | timedelta | None) -> float | None:
+    """Seconds to wait for calls in flight, at most a year; None is for ever. InvalidSettingError for anything else."""
+    if timeout is None:
+        return None
+    if (seconds := seconds_of(timeout, "timeout")) < 0:
+        raise InvalidSettingError(f"timeout must be 0 seconds or more, got {timeout!r}")
+    return seconds

@@ -13,8 +13,6 @@ from typing import Self
 import anyio
 import anyio.to_thread
 
-from seawall.inference.errors import InvalidSettingError
-
 
 class Closing(ABC):
     """Context managers of both kinds over a `close` that may block."""
@@ -52,16 +50,6 @@ class Closing(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-def drain_seconds(timeout: float | None) -> float | None:
-    """What a condition may be waited for, or InvalidSettingError; None is for ever."""
-    if timeout is None:
-        return None
-    given: object = timeout
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not given >= 0:  # NaN is no more than anything
-        raise InvalidSettingError(f"timeout must be a number of seconds, 0 or more, or None, got {timeout!r}")
-    return min(timeout, threading.TIMEOUT_MAX)
 
 
 def abandoned(what: str, process: int, *ends: Callable[[], object]) -> None:

@@ -20,8 +20,8 @@ from seawall.inference.errors import (
 )
 
 from ..bells import ThreadBell, task_bell
-from ..calls import Watchdog, seconds_of
-from ..closing import Closing, abandoned, drain_seconds
+from ..calls import Watchdog, drain_seconds, seconds_of
+from ..closing import Closing, abandoned
 from ..inputs import Array
 from .exactness import Exactness, probe
 from .forming import Waiting
@@ -200,7 +200,7 @@ class MicroBatcher(Closing):
         """Warm the backend up, and give the seconds that took."""
         return self.backend.warm_up(inputs)
 
-    def drain(self, timeout: float | None = None) -> bool:
+    def drain(self, timeout: float | timedelta | None = None) -> bool:
         """Take no more requests, run those that wait at once, and wait for them; False if `timeout` was too short.
 
         Blocks, so on an event loop await it in a thread.
